@@ -1,0 +1,1 @@
+"""One file per experiment; each returns its configuration from `get_config()`."""

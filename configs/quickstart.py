@@ -1,0 +1,28 @@
+"""The whole job on made-up lesions, in minutes: see that everything works.
+
+make quickstart
+"""
+
+from ml_collections import ConfigDict
+
+from mela_jax import config as mela_config
+
+
+def get_config() -> ConfigDict:
+    """Return the configuration."""
+    c = mela_config.default()
+    c.image_size = 64
+    c.cpu_devices = 2
+    c.baseline = True
+    c.num_bootstrap = 1000
+    c.data.name = "phantom"
+    c.data.dir = "runs/phantom"
+    c.teacher.model = "efficientnet_lite0"
+    c.teacher.init = "random"
+    c.teacher.epochs = 6
+    c.student.init = "random"
+    c.student.epochs = 8
+    for stage in (c.teacher, c.student):
+        stage.batch_size = 32
+        stage.ema_decay = 0.95
+    return c

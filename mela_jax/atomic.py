@@ -1,0 +1,38 @@
+"""Write a file whole or not at all."""
+
+import os
+from pathlib import Path
+
+from mela_jax.errors import UserError
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write bytes to `path` so that a reader sees the old file or the new, never half.
+
+    The folder is created where it is missing. The bytes go to a hidden file beside
+    the target, reach the disk, and take the target's name in one step.
+
+    Args:
+        path: the file to write; replaced where it exists.
+        content: the whole content.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error.strerror}; "
+            "free some space or choose a folder you may write to"
+        ) from error

@@ -1,0 +1,223 @@
+"""Checkpoints on disk: of a run in progress, and of a finished model.
+
+Orbax writes a checkpoint into a temporary folder and renames it when it is whole, so a
+run that is killed in the middle of a write resumes from the one before.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from mela_jax.atomic import write_atomically
+from mela_jax.errors import UserError
+from mela_jax.state import TrainState, Variables
+
+Progress = dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one stage: the latest, and the best by one metric.
+
+    Args:
+      directory: folder of the checkpoints; made when absent.
+      select_by: metric of `save` by which one is the best, larger being better.
+    """
+
+    def __init__(self, directory: Path, *, select_by: str):
+        self.directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                # best_step() goes by best_fn, and what is kept by the policy: both
+                # must be said.
+                best_fn=lambda metrics: metrics[select_by],
+                best_mode="max",
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [
+                        checkpoint_managers.LatestN(1),
+                        checkpoint_managers.BestN(
+                            get_metric_fn=lambda metrics: metrics[select_by],
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+                enable_async_checkpointing=False,
+            ),
+        )
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        progress: Progress,
+        *,
+        metrics: dict[str, float] | None,
+    ) -> None:
+        """Write the state after `step` steps.
+
+        Args:
+          step: steps done.
+          state: what to write.
+          progress: what else the run needs to go on, as JSON.
+          metrics: validation metrics of this state; None between two validations.
+
+        Raises:
+          UserError: when the disk is full or cannot be written.
+        """
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    progress=ocp.args.JsonSave(progress),
+                ),
+                metrics=metrics,
+                force=True,
+            )
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise _write_error(self.directory, error) from error
+
+    def latest_step(self) -> int | None:
+        """Return the number of steps of the latest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def restore_latest(self, template: TrainState) -> tuple[TrainState, Progress]:
+        """Read the latest checkpoint; `template` gives shapes and shardings."""
+        return self._restore(self._manager.latest_step(), template)
+
+    def restore_best(self, template: TrainState) -> tuple[TrainState, Progress]:
+        """Read the checkpoint with the best metric."""
+        return self._restore(self._manager.best_step(), template)
+
+    def best_step(self) -> int | None:
+        """Return the number of steps of the best checkpoint, or None."""
+        return self._manager.best_step()
+
+    def close(self) -> None:
+        """Release the manager's resources."""
+        self._manager.close()
+
+    def _restore(
+        self, step: int | None, template: TrainState
+    ) -> tuple[TrainState, Progress]:
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(template),
+                    progress=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:
+            # Orbax and tensorstore raise many types for a damaged file.
+            raise UserError(
+                f"{self.directory / str(step)}: the checkpoint cannot be read"
+                f" ({_first_line(error)}); delete that folder to go on from an earlier"
+                " one"
+            ) from error
+        return restored["state"], restored["progress"]
+
+
+def save_model(
+    directory: Path, variables: Variables, description: dict[str, Any]
+) -> None:
+    """Write a finished model: its variables, then model.json, which marks it whole.
+
+    Args:
+      directory: folder for `variables/` and `model.json`; made when absent.
+      variables: {"params", "batch_stats"}, replicated on every device.
+      description: what is needed to rebuild and to use the model, as JSON.
+
+    Raises:
+      UserError: when the disk is full or cannot be written.
+    """
+    directory = directory.absolute()
+    try:
+        if jax.process_index() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "model.json").unlink(missing_ok=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(directory / "variables", variables, force=True)
+        if jax.process_index() == 0:
+            text = json.dumps(
+                {**description, "fingerprint": fingerprint(variables)}, indent=2
+            )
+            write_atomically(directory / "model.json", f"{text}\n".encode())
+    except (OSError, ValueError) as error:
+        raise _write_error(directory, error) from error
+
+
+def read_description(directory: Path) -> dict[str, Any] | None:
+    """Return model.json of a finished model, or None where there is none."""
+    path = directory / "model.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({_first_line(error)}); delete the folder"
+            f" {directory} and repeat the command that made it"
+        ) from error
+
+
+def load_variables(directory: Path, template: Variables) -> Variables:
+    """Read the variables of a finished model and check them against its model.json.
+
+    Args:
+      directory: folder written by `save_model`.
+      template: shapes, dtypes and shardings.
+
+    Raises:
+      UserError: when they cannot be read or are not those that were written.
+    """
+    path = directory.absolute() / "variables"
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            variables = checkpointer.restore(path, template)
+    except Exception as error:
+        raise UserError(
+            f"{path}: the model cannot be read ({_first_line(error)}); it is damaged,"
+            " or of another architecture than its model.json says"
+        ) from error
+    description = read_description(directory)
+    if description is None or fingerprint(variables) != description["fingerprint"]:
+        raise UserError(
+            f"{path}: the values are not those that training wrote (their fingerprint"
+            " differs from model.json); train again or restore the files"
+        )
+    return variables
+
+
+def fingerprint(variables: Variables) -> str:
+    """Return the SHA-256 of every array's name, shape, dtype and bytes."""
+    digest = hashlib.sha256()
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    for path, leaf in sorted(leaves, key=lambda item: jax.tree_util.keystr(item[0])):
+        array = np.asarray(leaf)
+        header = f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n"
+        digest.update(header.encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _write_error(path: Path, error: Exception) -> UserError:
+    free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+    return UserError(
+        f"{path}: cannot be written ({_first_line(error)}; {free / 2**20:.0f} MiB free);"
+        " make room or choose another --workdir, then repeat the command: it goes on"
+        " from the last whole checkpoint"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

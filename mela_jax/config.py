@@ -1,0 +1,246 @@
+"""Every field of the configuration, with its default and its meaning, in one place.
+
+A file in `configs/` starts from `default()`, changes what its experiment needs and
+returns the result from `get_config()`; the command line overrides single fields with
+`--config.a.b=value`. `validate()` is the only judge of values. Nothing else reads a
+default.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mela_jax.errors import UserError
+
+CHOICES = {
+    "data.name": ("ham10000", "csv", "phantom"),
+    "data.on_bad_image": ("error", "skip"),
+    "crop": ("center", "pad"),
+    "compute_dtype": ("float32", "bfloat16"),
+    "*.model": (
+        "resnet50",
+        "mobilenet_v3_small",
+        "mobilenet_v3_large",
+        "efficientnet_lite0",
+        "efficientnet_lite2",
+    ),
+    "*.pool": ("avg", "max"),
+    "*.loss": ("bce", "weighted_bce", "focal"),
+    "*.select_by": ("roc_auc", "pr_auc", "specificity_at_target"),
+}
+
+
+def default() -> ConfigDict:
+    """Return the whole configuration with the defaults of the project."""
+    c = ConfigDict()
+    # Source of every random choice in training: initial weights, order, views, dropout.
+    c.seed = 0
+    # Side of the square that the models see, in pixels.
+    c.image_size = 224
+    # How a picture becomes a square: its centre, or padded with black. Never squashed.
+    c.crop = "center"
+    # The operating point: the highest validation threshold that keeps this sensitivity.
+    c.target_sensitivity = 0.95
+    # Replicates of the lesion-clustered bootstrap.
+    c.num_bootstrap = 2000
+    # dtype of convolutions and matrix products; parameters and statistics stay float32.
+    c.compute_dtype = "float32"
+    # Virtual devices that share a CPU. XLA runs many small operations on one thread
+    # each, so one device a core is faster. Ignored on a GPU or TPU.
+    c.cpu_devices = 1
+    # Steps between two logged training losses, which are also the checks for NaN.
+    c.log_every_steps = 50
+    # Images per evaluation batch, over all devices.
+    c.eval_batch_size = 64
+    # Also train the student without distillation, to say what distillation earns.
+    c.baseline = False
+
+    c.data = ConfigDict()
+    c.data.name = "ham10000"
+    # The folder of the data set; for "csv", the folder or the file; for "phantom", where
+    # the made-up lesions are written.
+    c.data.dir = ""
+    # HAM10000 only: download the ISIC 2018 Task 3 files into data.dir first.
+    c.data.download = False
+    # "error" stops at an image that cannot be read; "skip" leaves it out and counts it.
+    c.data.on_bad_image = "error"
+    # Where decoded images are kept between runs.
+    c.data.cache_dir = "~/.cache/mela_jax"
+    # Side, in pixels, at which training images are kept: random crops of a larger
+    # picture are sharper. 0: the image size.
+    c.data.train_size = 0
+    # Made-up lesions to draw, for "phantom".
+    c.data.phantom_lesions = 600
+    # Seed of the split, apart from `seed` so that runs with several seeds share a split.
+    c.data.split_seed = 0
+    c.data.val_fraction = 0.15
+    c.data.test_fraction = 0.15
+    # A fold in [0, num_folds) is the test set, the next one validation. -1: fixed split.
+    c.data.fold = -1
+    c.data.num_folds = 5
+    # splits.csv of another run whose split is carried over by lesion. Empty: a new one.
+    c.data.splits_file = ""
+
+    c.augment = ConfigDict()
+    c.augment.flip = True
+    # Rotation by any angle, mirrored at the border.
+    c.augment.rotate = True
+    # Smallest area of a random resized crop, as a fraction of the image. 1: no crop.
+    c.augment.crop_min_area = 0.6
+    # Largest relative change of each; for hue, in turns of the colour circle.
+    c.augment.brightness = 0.2
+    c.augment.contrast = 0.2
+    c.augment.saturation = 0.2
+    c.augment.hue = 0.02
+
+    c.teacher = _stage("resnet50")
+    # A finished run (its workdir, or a folder like its teacher/): used as it is, not
+    # trained. Empty: train a teacher.
+    c.teacher.checkpoint = ""
+    c.student = _stage("mobilenet_v3_small")
+
+    c.distill = ConfigDict()
+    # False: no teacher; the student learns from the labels alone.
+    c.distill.enabled = True
+    # Share of the soft loss: (1 - alpha) * hard + alpha * soft. Some papers write it the
+    # other way round.
+    c.distill.alpha = 0.5
+    c.distill.temperature = 2.0
+    return c.lock()
+
+
+def _stage(model: str) -> ConfigDict:
+    """Return the fields that teacher and student have in common."""
+    s = ConfigDict()
+    s.model = model
+    # "random", "imagenet", or a file of weights (.h5, .weights.h5, .npz).
+    s.init = "imagenet"
+    # Head: global pooling -> [hidden layer] -> dropout -> logit.
+    s.pool = "avg"
+    # Units of the hidden layer. 0: none, the light head.
+    s.hidden = 0
+    s.dropout = 0.0
+    # Hard loss. "weighted_bce" takes its weight from the training counts.
+    s.loss = "bce"
+    s.focal_gamma = 2.0
+    # Weight of the positive class in the focal loss. -1: none.
+    s.focal_alpha = -1.0
+    s.epochs = 30
+    # Images per step, over all devices.
+    s.batch_size = 64
+    # AdamW, cosine schedule after a linear warm-up.
+    s.learning_rate = 1e-3
+    s.warmup_epochs = 1.0
+    s.weight_decay = 1e-4
+    # Largest global norm of the gradient. 0: no clipping.
+    s.clip_norm = 1.0
+    # Decay of the moving average of the weights that is evaluated. 0: none.
+    s.ema_decay = 0.0
+    # Validation metric that chooses the checkpoint.
+    s.select_by = "roc_auc"
+    return s
+
+
+def validate(config: ConfigDict) -> None:
+    """Check every value.
+
+    Raises:
+      UserError: naming the first field out of range and what it may be.
+    """
+    for pattern, choices in CHOICES.items():
+        for name in _expand(pattern):
+            _require(config, name, lambda v, c=choices: v in c, f"one of {choices}")
+    for name in ("image_size", "eval_batch_size", "log_every_steps", "cpu_devices"):
+        _require(config, name, lambda v: v >= 1, "1 or more")
+    _require(config, "image_size", lambda v: v >= 32, "32 or more pixels")
+    _require(config, "num_bootstrap", lambda v: v >= 100, "100 or more")
+    _require(config, "target_sensitivity", _between(0, 1), "above 0 and below 1")
+    _require(config, "seed", lambda v: 0 <= v < 2**31, "from 0 to 2**31 - 1")
+    _require(config, "data.split_seed", lambda v: v >= 0, "0 or more")
+    _require(config, "data.train_size", lambda v: v == 0 or v >= 32, "0, or >= 32")
+    _require(config, "data.phantom_lesions", lambda v: v >= 20, "20 or more")
+    for name in ("data.val_fraction", "data.test_fraction"):
+        _require(config, name, _between(0, 1), "above 0 and below 1")
+    if config.data.val_fraction + config.data.test_fraction >= 1:
+        raise UserError(
+            "config.data: val_fraction + test_fraction must leave something to train on"
+        )
+    _require(config, "data.num_folds", lambda v: v >= 3, "3 or more")
+    folds = config.data.num_folds
+    _require(config, "data.fold", lambda v: -1 <= v < folds, f"-1, or 0 to {folds - 1}")
+    if config.data.fold >= 0 and config.data.splits_file:
+        raise UserError("config.data: give either fold or splits_file, not both")
+    _require(config, "augment.crop_min_area", lambda v: 0 < v <= 1, "in (0, 1]")
+    for name in ("brightness", "contrast", "saturation", "hue"):
+        _require(config, f"augment.{name}", lambda v: 0 <= v < 1, "in [0, 1)")
+    for stage in ("teacher", "student"):
+        _require(config, f"{stage}.init", lambda v: v != "", "not empty")
+        for field in ("hidden", "weight_decay", "clip_norm", "warmup_epochs"):
+            _require(config, f"{stage}.{field}", lambda v: v >= 0, "0 or more")
+        for field in ("epochs", "batch_size"):
+            _require(config, f"{stage}.{field}", lambda v: v >= 1, "1 or more")
+        for field in ("dropout", "ema_decay"):
+            _require(config, f"{stage}.{field}", lambda v: 0 <= v < 1, "in [0, 1)")
+        _require(config, f"{stage}.learning_rate", lambda v: v > 0, "above 0")
+        _require(config, f"{stage}.focal_gamma", lambda v: v >= 0, "0 or more")
+        _require(
+            config,
+            f"{stage}.focal_alpha",
+            lambda v: v == -1 or 0 < v < 1,
+            "-1 (none), or above 0 and below 1",
+        )
+    _require(config, "distill.alpha", lambda v: 0 <= v <= 1, "from 0 to 1")
+    _require(config, "distill.temperature", lambda v: v > 0, "above 0")
+    if config.baseline and not config.distill.enabled:
+        raise UserError(
+            "config.baseline=True compares with distillation, which"
+            " config.distill.enabled=False turns off; change one of them"
+        )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"a.b": value} for a nested configuration."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """List the fields in which two configurations differ, as "field: old -> new"."""
+    old, new = flatten(old), flatten(new)
+    absent = "(absent)"
+    return [
+        f"{name}: {old.get(name, absent)!r} -> {new.get(name, absent)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, absent) != new.get(name, absent)
+    ]
+
+
+def expand_user(path: str) -> Path:
+    """Return `path` with ~ replaced and made absolute."""
+    return Path(path).expanduser().absolute()
+
+
+def _between(low: float, high: float):
+    return lambda v: low < v < high
+
+
+def _expand(pattern: str) -> list[str]:
+    if pattern.startswith("*."):
+        return [f"{stage}.{pattern[2:]}" for stage in ("teacher", "student")]
+    return [pattern]
+
+
+def _require(config: ConfigDict, name: str, is_valid: Any, what: str) -> None:
+    value: Any = config
+    for part in name.split("."):
+        value = value[part]
+    # NaN compares false with everything, so it fails every range.
+    if not is_valid(value):
+        raise UserError(f"config.{name}={value!r} is not valid: it must be {what}")

@@ -1,0 +1,151 @@
+"""Read an image file into the square of pixels that the models see.
+
+Training, evaluation and `predict` all come through here, so that a file means the same
+pixels everywhere. NumPy and Pillow only.
+"""
+
+import os
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mela_jax.errors import UserError
+
+# Files of unknown origin are tried by these decoders and by no other.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+# A file of a few kilobytes may declare more pixels than memory holds. The limit is
+# Pillow's own for a warning: above any camera's dermoscopy picture.
+MAX_PIXELS = 89_478_485
+
+CROPS = ("center", "pad")
+
+
+class BadImageError(UserError):
+    """A file that cannot be read as one picture. The message names the file."""
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image file as upright RGB.
+
+    The EXIF orientation is applied. Transparent pixels are laid over white. Grey,
+    palette, CMYK and 16-bit pictures become 8-bit RGB; of 16 bits the upper eight are
+    kept, as Pillow does for 16-bit colour.
+
+    Args:
+      path: a JPEG, PNG, BMP, TIFF, WebP or GIF file with one picture. (Of the several
+        pictures in a phone's MPO file the first, the photograph, is taken.)
+
+    Returns:
+      uint8[H, W, 3], RGB in [0, 255].
+
+    Raises:
+      BadImageError: the file is absent, empty, truncated, animated, no image, or larger
+        than `MAX_PIXELS`.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadImageError(
+                    f"{path}: {width}x{height} pixels are more than the "
+                    f"{MAX_PIXELS:,} that are read; make it smaller"
+                )
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise BadImageError(
+                    f"{path}: an animation or a stack of pictures; save one as JPEG "
+                    "or PNG"
+                )
+            image.load()
+            return _to_rgb(_upright(image), path)
+    except BadImageError:
+        raise
+    except FileNotFoundError:
+        raise BadImageError(f"{path}: no such file") from None
+    except Image.UnidentifiedImageError:
+        raise BadImageError(
+            f"{path}: not an image that can be read; save it as JPEG or PNG"
+        ) from None
+    except MemoryError:
+        raise BadImageError(f"{path}: too large for the memory of this machine") from (
+            None
+        )
+    # A damaged file can raise nearly anything from within a decoder: OSError,
+    # SyntaxError, ValueError, struct.error, IndexError, zlib.error ...
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadImageError(
+            f"{path}: damaged or unreadable ({reason}); replace the file"
+        ) from error
+
+
+def to_square(image: np.ndarray, *, size: int, crop: str) -> np.ndarray:
+    """Cut or pad a picture to a square and resize it, keeping its proportions.
+
+    Resizing is bilinear, over the whole area of the source that a pixel covers, so that
+    a large photograph does not alias.
+
+    Args:
+      image: uint8[H, W, 3].
+      size: side of the result, in pixels.
+      crop: "center" keeps the centre square; "pad" keeps everything and adds black.
+
+    Returns:
+      uint8[size, size, 3].
+
+    Raises:
+      ValueError: `crop` is neither.
+    """
+    if crop not in CROPS:
+        raise ValueError(f"crop is {crop!r}; it may be {' or '.join(CROPS)}")
+    height, width = image.shape[:2]
+    if crop == "center":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square = image[top : top + side, left : left + side]
+    else:
+        side = max(height, width)
+        top, left = (side - height) // 2, (side - width) // 2
+        square = np.zeros((side, side, 3), np.uint8)
+        square[top : top + height, left : left + width] = image
+    if side == size:
+        return np.ascontiguousarray(square)
+    picture = Image.fromarray(np.ascontiguousarray(square))
+    return np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def load_square(path: str | os.PathLike[str], *, size: int, crop: str) -> np.ndarray:
+    """Read an image file and make it a square: `to_square(read_image(path))`.
+
+    Returns:
+      uint8[size, size, 3], RGB in [0, 255].
+
+    Raises:
+      BadImageError: the file cannot be read.
+    """
+    return to_square(read_image(path), size=size, crop=crop)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Only the EXIF block is damaged: the pixels are good and stay as stored.
+        return image
+
+
+def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16-bit grey: "I;16", "I;16B", or "I"
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 0xFFFF:
+            raise BadImageError(f"{path}: more than 16 bits; save it with 8 or 16")
+        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise BadImageError(f"{path}: floating-point pixels; save it as JPEG or PNG")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return np.array(Image.alpha_composite(white, layer).convert("RGB"))
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,447 @@
+"""Made-up dermoscopy lesions, for a machine without data. No figure from them is real.
+
+A phantom has a skin tone, hairs, vignetting, an outline, and pigment in one or several
+colours. Three properties in [0, 1] decide its label, after the ABC of dermoscopy:
+asymmetry, border irregularity and number of colours (Nachbar et al.: The ABCD rule of
+dermatoscopy. J Am Acad Dermatol 30 (1994)). Size, darkness, hairs, skin and light
+say nothing about it. A random part of the decision that no picture shows keeps the
+classes overlapping.
+
+A lesion depends on the seed and its own number alone, not on how many are drawn.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from mela_jax.atomic import write_atomically
+from mela_jax.data.records import Record
+from mela_jax.data.user_csv import read_user_csv
+from mela_jax.errors import UserError
+
+# Changes whenever the pictures do, so that a folder from before is not taken for these.
+VERSION = 1
+
+README = """\
+These pictures are MADE UP by a program (mela_jax/data/phantom.py).
+They show no patient and no lesion. No figure computed from them says anything about
+skin cancer. They are there to try the software on a machine without data.
+"""
+
+# Of every four lesions in a row one is positive.
+_BLOCK = 4
+# Mean of the three properties above which a lesion is likelier positive than not: about
+# three quarters of lesions with independent properties lie below.
+_BOUNDARY = 0.55
+_LABEL_NOISE = 0.06
+_TWO_IMAGES = 0.25  # share of lesions with a second image
+
+# RGB in [0, 1].
+_SKIN_LIGHT = np.array([0.93, 0.78, 0.71])
+_SKIN_DARK = np.array([0.70, 0.51, 0.40])
+_BROWN_LIGHT = np.array([0.64, 0.43, 0.29])
+_BROWN_DARK = np.array([0.38, 0.22, 0.14])
+_EXTRA_COLOURS = np.array(
+    [
+        [0.13, 0.09, 0.09],  # black
+        [0.38, 0.42, 0.52],  # blue-grey
+        [0.72, 0.27, 0.25],  # red
+        [0.90, 0.84, 0.83],  # white, regression
+        [0.24, 0.13, 0.08],  # very dark brown
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """What is decided of a made-up lesion before it is drawn.
+
+    Attributes:
+      label: 1 for melanoma.
+      asymmetry: in [0, 1].
+      border: irregularity of the outline, in [0, 1].
+      colours: how much other colours than brown there are, in [0, 1].
+      num_images: 1 or 2.
+    """
+
+    label: int
+    asymmetry: float
+    border: float
+    colours: float
+    num_images: int
+
+
+def make_lesion(*, seed: int, index: int) -> Lesion:
+    """Decide the properties of lesion number `index`, of which one in four is positive.
+
+    Args:
+      seed: not negative.
+      index: number of the lesion, from 0.
+
+    Returns:
+      The lesion.
+    """
+    block = np.random.default_rng(
+        np.random.SeedSequence(seed, spawn_key=(0, index // _BLOCK))
+    )
+    label = int(block.integers(_BLOCK) == index % _BLOCK)
+    rng = _lesion_rng(seed=seed, index=index)
+    # Drawn until the label is the wanted one: the properties cause the label, and the
+    # prevalence is exact nevertheless.
+    while True:
+        # What the three have in common: a lesion is seldom irregular in one respect.
+        atypia = rng.beta(0.8, 1.5)
+        noise = rng.normal(0.0, 0.18, size=3)
+        asymmetry, border, colours = np.clip(atypia + noise, 0.0, 1.0)
+        mean = (asymmetry + border + colours) / 3
+        if int(mean + rng.normal(0.0, _LABEL_NOISE) > _BOUNDARY) == label:
+            break
+    return Lesion(
+        label=label,
+        asymmetry=float(asymmetry),
+        border=float(border),
+        colours=float(colours),
+        num_images=1 + int(rng.random() < _TWO_IMAGES),
+    )
+
+
+def draw_lesion(*, seed: int, index: int, view: int, size: int) -> np.ndarray:
+    """Draw one image of lesion number `index`.
+
+    Two views of a lesion differ in rotation, position, scale, light and hairs.
+
+    Args:
+      seed: not negative.
+      index: number of the lesion, from 0.
+      view: number of the image of this lesion, from 0.
+      size: side of the picture in pixels.
+
+    Returns:
+      uint8[size, size, 3], RGB in [0, 255].
+    """
+    lesion = make_lesion(seed=seed, index=index)
+    # The first stream drew the properties; these draw the looks.
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2, index)))
+    view_rng = np.random.default_rng(
+        np.random.SeedSequence(seed, spawn_key=(3, index, view))
+    )
+    axis = (np.arange(size) + 0.5) / size * 2 - 1
+    frame_x, frame_y = np.meshgrid(axis, axis)  # picture coordinates, in [-1, 1]
+    x, y = _lesion_coordinates(view_rng, frame_x, frame_y)
+
+    picture = _skin(rng, x, y)
+    distance, angle, outline = _shape(rng, lesion, x, y)
+    # A soft margin at one place, an abrupt one at another.
+    softness = rng.uniform(0.03, 0.09) * (
+        1 - 0.5 * lesion.border * np.cos(angle - rng.uniform(0, 2 * np.pi))
+    )
+    inside = _step((outline - distance) / softness)
+    pigment = _pigment(rng, lesion, x, y, distance / outline)
+    strength = rng.uniform(0.72, 0.97)
+    picture += (inside * strength)[..., None] * (pigment - picture)
+
+    for _ in range(view_rng.poisson(2.0)):
+        _draw_hair(view_rng, picture, frame_x, frame_y)
+    _light(view_rng, picture, frame_x, frame_y)
+    picture += view_rng.normal(0.0, 0.012, size=picture.shape)
+    return (np.clip(picture, 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
+
+
+def write_phantom(
+    directory: str | os.PathLike[str], *, num_lesions: int, seed: int, size: int
+) -> None:
+    """Write made-up lesions as PNG files with a `labels.csv` (path,label,group).
+
+    What an interrupted call has written is kept, the rest added; the table comes last,
+    so a folder with a table is complete and is left as it is.
+
+    Args:
+      directory: created where it is missing; else empty or from an earlier call.
+      num_lesions: how many; some have two images.
+      seed: which lesions.
+      size: side of the pictures in pixels.
+
+    Raises:
+      UserError: a number out of range, or the folder holds something else, or the disk
+        is full.
+    """
+    if num_lesions < 1 or seed < 0 or size < 16:
+        raise UserError(
+            f"cannot draw {num_lesions} made-up lesions at {size} pixels with seed "
+            f"{seed}; at least 1, 16 and 0 are needed"
+        )
+    root = Path(directory).expanduser()
+    wanted = {
+        "made_up": True,
+        "version": VERSION,
+        "num_lesions": num_lesions,
+        "seed": seed,
+        "size": size,
+    }
+    marker = root / "phantom.json"
+    if marker.exists():
+        _check_marker(marker, wanted)
+    elif root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file; name a folder for the made-up lesions")
+    elif root.is_dir() and any(
+        # Left by a call that was killed at its very start.
+        p.name != "README.txt" and not p.name.startswith((".README", ".phantom"))
+        for p in root.iterdir()
+    ):
+        raise UserError(
+            f"{root} holds other files; name an empty folder for the made-up lesions"
+        )
+    if (root / "labels.csv").exists():
+        return
+    write_atomically(root / "README.txt", README.encode())
+    write_atomically(marker, (json.dumps(wanted, indent=2) + "\n").encode())
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("path", "label", "group"))
+    for name, group, label, index, view in _images(num_lesions=num_lesions, seed=seed):
+        writer.writerow((name, label, group))
+        if not (root / name).exists():
+            picture = draw_lesion(seed=seed, index=index, view=view, size=size)
+            _write_png(root / name, picture)
+    write_atomically(root / "labels.csv", table.getvalue().encode())
+
+
+def read_phantom(directory: str | os.PathLike[str]) -> list[Record]:
+    """List the images that `write_phantom` wrote, sorted by image_id.
+
+    Raises:
+      UserError: the folder is not a complete one of made-up lesions.
+    """
+    root = Path(directory).expanduser()
+    if not (root / "phantom.json").is_file():
+        raise UserError(
+            f"{root} holds no made-up lesions; data of your own is read with the data "
+            "set 'csv'"
+        )
+    return read_user_csv(root)
+
+
+@dataclass(kw_only=True)
+class PhantomConfig(tfds.core.BuilderConfig):
+    """Which made-up lesions the TFDS builder draws."""
+
+    num_lesions: int = 600
+    seed: int = 0
+    size: int = 96
+
+
+class Phantom(tfds.core.GeneratorBasedBuilder):
+    """Made-up lesions as a TFDS data set: the pictures of `write_phantom`.
+
+    There is one split, which TFDS wants to be called "train": it holds all images.
+    Another `PhantomConfig` may be passed as `config`.
+    """
+
+    VERSION = tfds.core.Version(f"{VERSION}.0.0")
+    RELEASE_NOTES = {f"{VERSION}.0.0": "Initial release."}
+    BUILDER_CONFIGS = [
+        PhantomConfig(name="default", description="600 made-up lesions at 96 pixels.")
+    ]
+
+    def _info(self) -> Any:
+        return self.dataset_info_from_configs(
+            description="MADE-UP dermoscopy lesions. " + " ".join(README.split()),
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(
+                        shape=(None, None, 3), encoding_format="png"
+                    ),
+                    "image_id": tfds.features.Text(),
+                    "lesion_id": tfds.features.Text(),
+                    "label": tfds.features.ClassLabel(names=["other", "melanoma"]),
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[str, dict[str, object]]]:
+        c = self.builder_config
+        for name, group, label, index, view in _images(
+            num_lesions=c.num_lesions, seed=c.seed
+        ):
+            yield (
+                name,
+                {
+                    "image": draw_lesion(
+                        seed=c.seed, index=index, view=view, size=c.size
+                    ),
+                    "image_id": name,
+                    "lesion_id": group,
+                    "label": label,
+                },
+            )
+
+
+def _images(*, num_lesions: int, seed: int) -> Iterator[tuple[str, str, int, int, int]]:
+    """Yield file name, group, label, lesion number and view of every image."""
+    for index in range(num_lesions):
+        lesion = make_lesion(seed=seed, index=index)
+        group = f"phantom_{index:05d}"
+        for view in range(lesion.num_images):
+            yield f"{group}_{view}.png", group, lesion.label, index, view
+
+
+def _check_marker(marker: Path, wanted: dict[str, Any]) -> None:
+    try:
+        found = json.loads(marker.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {marker}: {error}; delete the folder to have it drawn anew"
+        ) from error
+    if found != wanted:
+        raise UserError(
+            f"{marker.parent} holds other made-up lesions ({json.dumps(found)}, wanted "
+            f"{json.dumps(wanted)}); delete it or name another folder"
+        )
+
+
+def _write_png(path: Path, picture: np.ndarray) -> None:
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG", compress_level=3)
+    write_atomically(path, content.getvalue())
+
+
+def _lesion_rng(*, seed: int, index: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, index)))
+
+
+def _step(x: np.ndarray) -> np.ndarray:
+    """Rise smoothly from 0 to 1 around 0."""
+    return 0.5 + 0.5 * np.tanh(x)
+
+
+def _field(
+    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, *, frequency: float
+) -> np.ndarray:
+    """Return a random smooth field, mean 0 and deviation 1: a sum of plane waves.
+
+    It is a function of the coordinates, so that it turns with the lesion.
+    """
+    total = np.zeros_like(x)
+    num_waves = 5
+    for _ in range(num_waves):
+        direction, phase = rng.uniform(0, 2 * np.pi, size=2)
+        k = frequency * rng.uniform(0.5, 1.5)
+        total += np.cos(k * (np.cos(direction) * x + np.sin(direction) * y) + phase)
+    return total * np.sqrt(2 / num_waves)
+
+
+def _lesion_coordinates(
+    rng: np.random.Generator, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    turn = rng.uniform(0, 2 * np.pi)
+    scale = rng.uniform(0.92, 1.08)
+    dx, dy = rng.uniform(-0.12, 0.12, size=2)
+    x, y = (x - dx) / scale, (y - dy) / scale
+    return (
+        np.cos(turn) * x + np.sin(turn) * y,
+        np.cos(turn) * y - np.sin(turn) * x,
+    )
+
+
+def _skin(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    tone = _SKIN_LIGHT + rng.beta(1.2, 2.5) * (_SKIN_DARK - _SKIN_LIGHT)
+    redness = _field(rng, x, y, frequency=3.0)[..., None] * [0.008, -0.012, -0.012]
+    grain = _field(rng, x, y, frequency=40.0)[..., None] * 0.008
+    return tone + redness + grain
+
+
+def _shape(
+    rng: np.random.Generator, lesion: Lesion, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return distance from the centre, angle, and the outline's radius there."""
+    distance, angle = np.hypot(x, y), np.arctan2(y, x)
+    elongation = rng.uniform(0.0, 0.16)
+    outline = 1 + elongation * np.cos(2 * angle)
+    # Odd lobes have no axis of symmetry in common with the ellipse.
+    for lobes, amount in ((1, 0.20), (2, 0.12), (3, 0.18)):
+        phase = rng.uniform(0, 2 * np.pi)
+        outline += lesion.asymmetry * amount * np.cos(lobes * angle + phase)
+    for notches in range(5, 14):
+        amount = rng.normal(0.0, 0.30) / notches**0.5
+        phase = rng.uniform(0, 2 * np.pi)
+        outline += (
+            (0.02 + 0.20 * lesion.border) * amount * np.cos(notches * angle + phase)
+        )
+    return distance, angle, rng.uniform(0.38, 0.60) * np.maximum(outline, 0.25)
+
+
+def _pigment(
+    rng: np.random.Generator,
+    lesion: Lesion,
+    x: np.ndarray,
+    y: np.ndarray,
+    depth: np.ndarray,
+) -> np.ndarray:
+    """Colour the lesion; `depth` is 0 at its centre and 1 at its outline."""
+    darkness = rng.uniform(0.15, 0.75)
+    # The centre is darker than the rim, or the reverse; off centre when asymmetric.
+    dx, dy = rng.normal(0.0, 0.30, size=2) * lesion.asymmetry
+    core = np.hypot(x - dx, y - dy) / 0.5
+    ramp = rng.uniform(-0.15, 0.35) * (1 - core)
+    mottle = _field(rng, x, y, frequency=9.0) * rng.uniform(0.03, 0.09)
+    u, v = np.cos(60 * x + 3 * y), np.cos(60 * y - 3 * x)
+    network = np.maximum(u, v) * rng.uniform(0.0, 0.08) * np.clip(depth, 0, 1)
+    mix = np.clip(darkness + ramp + mottle + network, 0, 1)[..., None]
+    colour = _BROWN_LIGHT + mix * (_BROWN_DARK - _BROWN_LIGHT)
+    # With `colours` in [0, 1], up to four other colours, each a blotch of its own.
+    order = rng.permutation(len(_EXTRA_COLOURS))
+    for i in range(4):
+        direction, offset = rng.uniform(0, 2 * np.pi), rng.uniform(0.08, 0.38)
+        width = rng.uniform(0.12, 0.22)
+        ripple = 1 + 0.3 * _field(rng, x, y, frequency=8.0)
+        presence = np.clip(4.4 * lesion.colours - 0.5 - i, 0, 1)
+        far = np.hypot(x - offset * np.cos(direction), y - offset * np.sin(direction))
+        patch = _step(3 * (1 - far / (width * np.maximum(ripple, 0.3))))
+        patch *= 0.85 * presence
+        colour += patch[..., None] * (_EXTRA_COLOURS[order[i]] - colour)
+    return colour
+
+
+def _draw_hair(
+    rng: np.random.Generator, picture: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> None:
+    """Draw a dark arc across the picture, in place."""
+    turn = rng.uniform(0, np.pi)
+    u = np.cos(turn) * x + np.sin(turn) * y
+    v = np.cos(turn) * y - np.sin(turn) * x
+    offset, slope, bend = rng.uniform(-0.9, 0.9), *rng.normal(0.0, 0.2, size=2)
+    start = rng.uniform(-1.6, 0.4)
+    end = start + rng.uniform(0.6, 2.4)
+    off = np.abs(v - offset - slope * u - bend * u * u)
+    off /= np.sqrt(1 + (slope + 2 * bend * u) ** 2)
+    width = rng.uniform(0.008, 0.016)
+    cover = np.clip(1.5 - off / width, 0, 1) * ((u > start) & (u < end))
+    shade = rng.uniform(0.08, 0.30) * np.array([1.0, 0.85, 0.75])
+    picture += (0.8 * cover)[..., None] * (shade - picture)
+
+
+def _light(
+    rng: np.random.Generator, picture: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> None:
+    """Light the picture unevenly and darken its corners, in place."""
+    gain = rng.uniform(0.88, 1.08) * rng.normal(1.0, 0.02, size=3)
+    tilt = rng.normal(0.0, 0.04, size=2)
+    radius = np.hypot(x, y)
+    vignette = 1 - rng.uniform(0.05, 0.22) * radius**3 / 2
+    if rng.random() < 0.2:  # The round rim of the dermatoscope shows.
+        vignette *= 0.05 + 0.95 * _step((rng.uniform(1.12, 1.3) - radius) / 0.03)
+    light = (1 + tilt[0] * x + tilt[1] * y) * vignette
+    picture *= light[..., None] * gain

@@ -1,0 +1,185 @@
+"""The user's own images: a CSV with the columns `path,label` and optionally `group`.
+
+    path,label,group
+    photos/a1.jpg,melanoma,mole 1
+    photos/a2.jpg,melanoma,mole 1
+    photos/b.png,other,mole 2
+
+`path` is relative to the CSV's folder, or absolute. `label` is 1 or melanoma, 0 or
+other. Images of one `group` (a lesion, or better a patient) never land in different
+splits; without a group an image stands alone.
+"""
+
+import csv
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from mela_jax.data.image_io import EXTENSIONS, read_image
+from mela_jax.data.records import Record
+from mela_jax.errors import UserError
+
+LABELS = {"1": 1, "melanoma": 1, "0": 0, "other": 0}
+
+_HELP = "the columns are path,label and optionally group"
+
+_logger = logging.getLogger(__name__)
+
+
+def read_user_csv(path: str | os.PathLike[str]) -> list[Record]:
+    """List the images that a CSV names.
+
+    Args:
+      path: the CSV, or a folder that holds it under the name `labels.csv`.
+
+    Returns:
+      One record per row, sorted by image_id. `image_id` is the path as written,
+      `lesion_id` the group, or the image_id where there is none.
+
+    Raises:
+      UserError: the CSV is missing, empty or lacks a column, a label is not understood,
+        an image is named twice (under any spelling) or is not there.
+    """
+    table = Path(path).expanduser()
+    if table.is_dir():
+        table = table / "labels.csv"
+    if not table.is_file():
+        raise UserError(f"no CSV {table}; {_HELP}")
+    records: list[Record] = []
+    named: dict[str, str] = {}
+    for where, row in _rows(table):
+        image_id = row["path"]
+        label = row["label"].lower()
+        if not image_id:
+            raise UserError(f"{where}: the path is empty")
+        if label not in LABELS:
+            raise UserError(
+                f"{where}: label is {row['label']!r}; it must be one of "
+                f"{', '.join(LABELS)}"
+            )
+        file = table.parent / Path(image_id).expanduser()
+        real = os.path.realpath(file)
+        if real in named:
+            # Twice the same picture could stand in training and in the test.
+            raise UserError(
+                f"{where}: {image_id!r} is the same file as {named[real]!r}; keep one"
+            )
+        named[real] = image_id
+        records.append(
+            Record(
+                image_id=image_id,
+                lesion_id=row["group"] or image_id,
+                label=LABELS[label],
+                path=str(file),
+            )
+        )
+    absent = [r.image_id for r in records if not os.path.isfile(r.path)]
+    if absent:
+        raise UserError(
+            f"{table}: {len(absent)} of {len(records)} images are not there "
+            f"({', '.join(absent[:5])}); paths are relative to {table.parent}"
+        )
+    _warn_of_unnamed(table, set(named))
+    return sorted(records, key=lambda r: r.image_id)
+
+
+class UserCsv(tfds.core.GeneratorBasedBuilder):
+    """The user's CSV as a TFDS data set; the CSV is `labels.csv` in the manual folder.
+
+    There is one split, which TFDS wants to be called "train": it holds all images.
+    Images are stored as the models see them: upright RGB.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "Initial release."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = f"Place labels.csv and its images here; {_HELP}."
+
+    def _info(self) -> Any:
+        return self.dataset_info_from_configs(
+            description="The user's own images of skin lesions.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(
+                        shape=(None, None, 3), encoding_format="png"
+                    ),
+                    "image_id": tfds.features.Text(),
+                    "lesion_id": tfds.features.Text(),
+                    "label": tfds.features.ClassLabel(names=["other", "melanoma"]),
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+        return {"train": self._generate_examples(Path(dl_manager.manual_dir))}
+
+    def _generate_examples(
+        self, folder: Path
+    ) -> Iterator[tuple[str, dict[str, object]]]:
+        for r in read_user_csv(folder):
+            yield (
+                r.image_id,
+                {
+                    "image": read_image(r.path),
+                    "image_id": r.image_id,
+                    "lesion_id": r.lesion_id,
+                    "label": r.label,
+                },
+            )
+
+
+def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield where a row stands and what it says, "" for a group that is not there."""
+    number = 1
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            # A cell that is absent at the end of a line reads as empty.
+            reader = csv.DictReader(file, restval="", skipinitialspace=True)
+            columns = [name.strip().lower() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            missing = {"path", "label"} - set(columns)
+            if missing:
+                raise UserError(
+                    f"{table}: no column {', '.join(sorted(missing))} (it has "
+                    f"{', '.join(columns) or 'none'}); {_HELP}"
+                )
+            for row in reader:
+                number = reader.line_num
+                if None in row:
+                    raise UserError(
+                        f"{table}, line {number}: more cells than columns; put a path "
+                        "with a comma between double quotes"
+                    )
+                cells = {"group": ""} | row
+                yield (
+                    f"{table}, line {number}",
+                    {name: text.strip() for name, text in cells.items()},
+                )
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {table} after line {number}: {error}") from error
+    if number == 1:
+        raise UserError(f"{table} names no images; {_HELP}")
+
+
+def _warn_of_unnamed(table: Path, named: set[str]) -> None:
+    # No error: a CSV may well name a part of a folder.
+    folders = sorted({os.path.dirname(path) for path in named})
+    unnamed = [
+        entry.path
+        for folder in folders
+        for entry in os.scandir(folder)
+        if entry.name.lower().endswith(EXTENSIONS)
+        and not entry.name.startswith(".")
+        and os.path.realpath(entry.path) not in named
+    ]
+    if unnamed:
+        _logger.warning(
+            "%s does not name %d images beside those it names (%s); they are left out",
+            table,
+            len(unnamed),
+            ", ".join(sorted(unnamed)[:5]),
+        )

@@ -1,0 +1,10 @@
+"""The one exception type for mistakes a user can mend."""
+
+
+class UserError(Exception):
+    """A mistake of the user's, or of the machine's, with its remedy in the message.
+
+    Command lines print the message as a single line and exit with a non-zero
+    status; they never show a traceback for it. The message says what is wrong,
+    where, and what to do.
+    """

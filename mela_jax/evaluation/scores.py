@@ -1,0 +1,225 @@
+"""The scores of one model on one split: checked once, then trusted everywhere."""
+
+import csv
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mela_jax.errors import UserError
+from mela_jax.atomic import write_atomically
+
+COLUMNS = ("image_id", "lesion_id", "label", "score")
+
+
+def check_binary(
+    labels: npt.ArrayLike, scores: npt.ArrayLike
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return labels and scores as arrays after checking that they make sense.
+
+    Args:
+        labels: [N], 1 for melanoma, 0 for everything else.
+        scores: [N], P(melanoma) in [0, 1].
+
+    Returns:
+        labels as int64 [N] and scores as float64 [N].
+
+    Raises:
+        UserError: empty, of different lengths, a label other than 0 and 1, or a score
+            that is not a finite number in [0, 1].
+    """
+    label = np.asarray(labels)
+    score = np.asarray(scores, dtype=np.float64)
+    if label.ndim != 1 or label.shape != score.shape:
+        raise UserError(
+            f"labels have shape {label.shape} and scores {score.shape}; "
+            "give one label and one score per image"
+        )
+    if label.size == 0:
+        raise UserError("there are no scores; give at least one scored image")
+    wrong = np.flatnonzero((label != 0) & (label != 1))
+    if wrong.size:
+        raise UserError(
+            f"label {label[wrong[0]]} of image number {wrong[0] + 1} is neither 0 nor "
+            "1; use 1 for melanoma and 0 for everything else"
+        )
+    wrong = np.flatnonzero(~((score >= 0) & (score <= 1)))
+    if wrong.size:
+        raise UserError(
+            f"score {score[wrong[0]]} of image number {wrong[0] + 1} is not a number "
+            "from 0 to 1; scores are P(melanoma)"
+        )
+    return label.astype(np.int64), score
+
+
+def require_both_classes(labels: npt.NDArray[np.int64], where: str) -> None:
+    """Refuse labels that hold only one class.
+
+    Args:
+        labels: int [N] of 0 and 1.
+        where: what the labels belong to, for the message ("val", "test", ...).
+
+    Raises:
+        UserError: there is no melanoma, or nothing but melanoma.
+    """
+    if not labels.any():
+        raise UserError(
+            f"{where}: none of the {labels.size} images is a melanoma, so sensitivity "
+            "and ROC-AUC are undefined; use a split with melanomas in it"
+        )
+    if labels.all():
+        raise UserError(
+            f"{where}: all {labels.size} images are melanomas, so specificity and "
+            "ROC-AUC are undefined; use a split with other images in it"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """One model's scores on one split; holds only checked values.
+
+    Attributes:
+        image_id: N distinct names.
+        lesion_id: N names; images of one lesion share theirs.
+        label: int64 [N], 1 for melanoma.
+        score: float64 [N], P(melanoma) in [0, 1].
+
+    Raises:
+        UserError: see `check_binary`; also for columns of different lengths, an empty
+            name, or an image named twice.
+    """
+
+    image_id: list[str]
+    lesion_id: list[str]
+    label: npt.NDArray[np.int64]
+    score: npt.NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        """Check every column and settle the dtypes."""
+        label, score = check_binary(self.label, self.score)
+        object.__setattr__(self, "label", label)
+        object.__setattr__(self, "score", score)
+        if not len(self.image_id) == len(self.lesion_id) == label.size:
+            raise UserError(
+                f"{len(self.image_id)} image ids and {len(self.lesion_id)} lesion ids "
+                f"for {label.size} scores; give one of each per image"
+            )
+        seen: set[str] = set()
+        for image_id, lesion_id in zip(self.image_id, self.lesion_id, strict=True):
+            if not image_id or not lesion_id:
+                raise UserError(
+                    f"image {image_id!r} of lesion {lesion_id!r}: a name is empty; "
+                    "name every image and every lesion"
+                )
+            if image_id in seen:
+                raise UserError(
+                    f"image_id {image_id} occurs twice; score every image once"
+                )
+            seen.add(image_id)
+
+
+def write_predictions(path: str | os.PathLike[str], predictions: Predictions) -> None:
+    """Write predictions as a CSV that reads back to the same bits.
+
+    Columns are `image_id,lesion_id,label,score`. Scores are written with `repr`, the
+    shortest text that names one float64. The file appears whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for image_id, lesion_id, label, score in zip(
+        predictions.image_id,
+        predictions.lesion_id,
+        predictions.label.tolist(),
+        predictions.score.tolist(),
+        strict=True,
+    ):
+        writer.writerow([image_id, lesion_id, label, repr(score)])
+    write_atomically(path, text.getvalue().encode("utf-8"))
+
+
+def read_predictions(path: str | os.PathLike[str]) -> Predictions:
+    """Read the CSV of one model on one split.
+
+    Columns may come in any order, and others than the four are ignored.
+
+    Raises:
+        UserError: naming the file and, where there is one, the row (its line in the
+            file, the header being line 1): no such file, not a CSV, a missing column,
+            no rows, an empty name, a label other than 0 and 1, a score that is not a
+            finite number in [0, 1], or an image named twice.
+    """
+    image_ids: list[str] = []
+    lesion_ids: list[str] = []
+    labels: list[int] = []
+    scores: list[float] = []
+    first_line: dict[str, int] = {}
+    try:
+        with open(Path(path), encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+            if missing:
+                raise UserError(
+                    f"{path}: no column {', '.join(missing)}; the header must name "
+                    f"{','.join(COLUMNS)}"
+                )
+            for row in reader:
+                where = f"{path}: row {reader.line_num}"
+                # A short row leaves None in the columns that it lacks.
+                image_id, lesion_id, label, score = (
+                    (row[column] or "").strip() for column in COLUMNS
+                )
+                if not image_id or not lesion_id:
+                    raise UserError(
+                        f"{where}: image_id or lesion_id is empty; name both"
+                    )
+                if image_id in first_line:
+                    raise UserError(
+                        f"{where}: image_id {image_id} was already in row "
+                        f"{first_line[image_id]}; keep one of the two"
+                    )
+                if label not in ("0", "1"):
+                    raise UserError(
+                        f"{where}: label {label!r} is neither 0 nor 1; use 1 for "
+                        "melanoma and 0 for everything else"
+                    )
+                first_line[image_id] = reader.line_num
+                image_ids.append(image_id)
+                lesion_ids.append(lesion_id)
+                labels.append(int(label))
+                scores.append(_probability(score, where))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no such predictions file; check the path, or run the evaluation"
+        ) from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: cannot be read as a CSV of predictions ({error}); "
+            f"give a UTF-8 text file with the columns {','.join(COLUMNS)}"
+        ) from error
+    if not image_ids:
+        raise UserError(f"{path}: no rows below the header; score at least one image")
+    return Predictions(
+        image_ids, lesion_ids, np.asarray(labels), np.asarray(scores, np.float64)
+    )
+
+
+def _probability(text: str, where: str) -> float:
+    """Parse one score, naming its row when it is not in [0, 1]."""
+    try:
+        score = float(text)
+    except ValueError:
+        score = float("nan")
+    # False for NaN and for both infinities, too.
+    if not 0.0 <= score <= 1.0:
+        raise UserError(
+            f"{where}: score {text!r} is not a number from 0 to 1; scores are "
+            "P(melanoma)"
+        )
+    return score

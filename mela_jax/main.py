@@ -1,0 +1,75 @@
+"""Flags of the main job: `python -m mela_jax.main --config=FILE --workdir=FOLDER`."""
+
+import os
+import sys
+from pathlib import Path
+
+# Before TensorFlow is imported: its start-up notices say nothing to a user.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from mela_jax.config import flatten
+from mela_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment, a file of configs/.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of this run (jax.distributed)."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Run the job and return its exit status: 0 done, 2 refused, 143 told to stop."""
+    try:
+        config, workdir = _parse(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    # After the flags: a mistyped one is answered at once, and --help needs no TensorFlow.
+    from mela_jax import parallel, pipeline, train
+
+    try:
+        parallel.set_up(cpu_devices=config.cpu_devices, distributed=_DISTRIBUTED.value)
+        metrics = pipeline.run(config, workdir)
+    except train.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 143
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if parallel.is_main_process():
+        print(pipeline.summary(metrics, workdir))
+    return 0
+
+
+def _parse(argv: list[str]):
+    try:
+        flags.FLAGS(argv)
+        config = _CONFIG.value
+    except AttributeError as error:
+        raise UserError(_unknown_field(error)) from error
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if config is None:
+        raise UserError("--config is missing: give a file of configs/")
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing: give a folder for the run")
+    return config, Path(_WORKDIR.value).expanduser()
+
+
+def _unknown_field(error: AttributeError) -> str:
+    from mela_jax.config import default
+
+    valid = ", ".join(flatten(default().to_dict()))
+    reason = " ".join(str(error).replace("\\'", "'").split())
+    return f"--config has no field {reason}; the fields are: {valid}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,1 @@
+"""Networks, one file per family; `zoo.create_model` makes them by name."""

@@ -1,0 +1,110 @@
+"""The classification head, and the network made of a body and a head."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mela_jax.models.outputs import Outputs
+
+Pool = Literal["avg", "max"]
+
+
+class Head(nn.Module):
+    """Pool a feature map over space and turn it into one logit per image.
+
+    Everything here is float32 whatever the body computes in: a bfloat16 logit has
+    eight bits, too few to place a threshold on.
+
+    Attributes:
+      pool: "avg" or "max", over the whole height and width.
+      hidden: width of an optional Dense + hard-swish layer before the logits;
+        0 for none, which is the light head.
+      dropout: probability, in [0, 1), that a feature is zeroed in training.
+      batch_axis_name: mapped axis over which the batch is spread, or None.
+    """
+
+    pool: Pool = "avg"
+    hidden: int = 0
+    dropout: float = 0.0
+    batch_axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, feature_map: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return (logits float32 [B], features float32 [B, F]).
+
+        Args:
+          feature_map: [B, h, w, C], any float dtype.
+          train: draw a dropout mask from the rng named "dropout".
+
+        Raises:
+          ValueError: if `pool` is neither "avg" nor "max".
+        """
+        x = feature_map.astype(jnp.float32)
+        if self.pool == "avg":
+            features = jnp.mean(x, axis=(1, 2))
+        elif self.pool == "max":
+            features = jnp.max(x, axis=(1, 2))
+        else:
+            raise ValueError(f"pool must be 'avg' or 'max', not {self.pool!r}")
+        if self.hidden:
+            features = jax.nn.hard_swish(nn.Dense(self.hidden, name="hidden")(features))
+        dropped = features
+        if train and self.dropout:
+            keep = _keep_mask(
+                self.make_rng("dropout"),
+                features.shape,
+                1.0 - self.dropout,
+                self.batch_axis_name,
+            )
+            dropped = jnp.where(keep, features / (1.0 - self.dropout), 0.0)
+        logits = nn.Dense(1, name="logits")(dropped)
+        return jnp.squeeze(logits, axis=-1), features
+
+
+def _keep_mask(
+    key: jax.Array, shape: tuple[int, ...], keep: float, batch_axis_name: str | None
+) -> jax.Array:
+    """Draw a dropout mask, bool[B, F], whose rows depend on their place in the batch.
+
+    `nn.Dropout` would draw from one key a device, and so the masks, and the loss,
+    would depend on the number of devices.
+    """
+    first = 0
+    if batch_axis_name is not None:
+        first = jax.lax.axis_index(batch_axis_name) * shape[0]
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(
+        first + jnp.arange(shape[0])
+    )
+    return jax.vmap(lambda k: jax.random.bernoulli(k, keep, shape[1:]))(keys)
+
+
+class Classifier(nn.Module):
+    """Score an image with a family's body and the common head.
+
+    Variables are grouped as `{"params": {"body", "head"}, "batch_stats": {"body"}}`,
+    so that pretrained weights fill the body and leave the head alone.
+
+    Attributes:
+      body: maps (image, train) to a feature map and normalises the image itself.
+      head: maps the feature map to logits.
+    """
+
+    body: nn.Module
+    head: Head
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> Outputs:
+        """Return the `Outputs` of a batch.
+
+        Args:
+          image: float [B, H, W, 3], RGB in [0, 255], any height and width.
+          train: use the batch's own statistics in batch norm (the collection
+            "batch_stats" must be mutable) and apply dropout (rng "dropout").
+        """
+        feature_map = self.body(image, train=train)
+        logits, features = self.head(feature_map, train=train)
+        return Outputs(logits=logits, features=features, feature_map=feature_map)

@@ -1,0 +1,117 @@
+"""ResNet50, number for number that of keras.applications.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016
+(arXiv:1512.03385). As in Keras: a bottleneck's stride is on its first 1x1
+convolution, every convolution has a bias although batch norm follows, epsilon is
+1.001e-5, and images are BGR minus the means of ImageNet ("caffe" style).
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mela_jax.models.convolution import PointwiseConv
+
+BN_EPSILON = 1.001e-5
+BN_MOMENTUM = 0.99
+BGR_MEANS = (103.939, 116.779, 123.68)
+STAGE_BLOCKS = (3, 4, 6, 3)
+STAGE_FILTERS = (64, 128, 256, 512)
+
+
+class Bottleneck(nn.Module):
+    """Reduce, filter, restore to 4 x filters; add the (projected) input.
+
+    Attributes:
+      filters: channels inside the bottleneck.
+      strides: of the first convolution and of the projection.
+      project: project the input with a 1x1 convolution instead of adding it as is.
+      dtype: compute dtype.
+      bn_axis_name: mapped axis over which batch statistics are averaged, or None.
+    """
+
+    filters: int
+    strides: int
+    project: bool
+    dtype: Any
+    bn_axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map [B, h, w, C] to [B, ceil(h/s), ceil(w/s), 4 * filters]."""
+        conv = functools.partial(PointwiseConv, use_bias=True, dtype=self.dtype)
+        norm = functools.partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            epsilon=BN_EPSILON,
+            momentum=BN_MOMENTUM,
+            axis_name=self.bn_axis_name,
+            dtype=self.dtype,
+        )
+        shortcut = x
+        if self.project:
+            shortcut = conv(4 * self.filters, strides=self.strides, name="conv_0")(x)
+            shortcut = norm(name="bn_0")(shortcut)
+        x = conv(self.filters, strides=self.strides, name="conv_1")(x)
+        x = jax.nn.relu(norm(name="bn_1")(x))
+        x = nn.Conv(
+            self.filters,
+            (3, 3),
+            kernel_init=nn.initializers.glorot_uniform(),
+            padding="SAME",
+            dtype=self.dtype,
+            name="conv_2",
+        )(x)
+        x = jax.nn.relu(norm(name="bn_2")(x))
+        x = norm(name="bn_3")(conv(4 * self.filters, name="conv_3")(x))
+        return jax.nn.relu(x + shortcut)
+
+
+class ResNet50(nn.Module):
+    """The body: image to a feature map of 2048 channels at 1/32 of the size.
+
+    Attributes:
+      dtype: compute dtype; parameters and statistics stay float32.
+      bn_axis_name: mapped axis over which batch statistics are averaged, or None.
+    """
+
+    dtype: Any = jnp.float32
+    bn_axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        """Map float RGB [B, H, W, 3] in [0, 255] to [B, H/32, W/32, 2048]."""
+        x = image.astype(jnp.float32)[..., ::-1] - jnp.asarray(BGR_MEANS, jnp.float32)
+        x = nn.Conv(
+            64,
+            (7, 7),
+            strides=2,
+            padding=((3, 3), (3, 3)),
+            kernel_init=nn.initializers.glorot_uniform(),
+            dtype=self.dtype,
+            name="stem_conv",
+        )(x)
+        x = nn.BatchNorm(
+            use_running_average=not train,
+            epsilon=BN_EPSILON,
+            momentum=BN_MOMENTUM,
+            axis_name=self.bn_axis_name,
+            dtype=self.dtype,
+            name="stem_bn",
+        )(x)
+        # Keras pads with zeros, max_pool with -inf; after a ReLU that is the same.
+        x = nn.max_pool(jax.nn.relu(x), (3, 3), strides=(2, 2), padding=((1, 1),) * 2)
+        for stage, num_blocks in enumerate(STAGE_BLOCKS):
+            for block in range(num_blocks):
+                x = Bottleneck(
+                    STAGE_FILTERS[stage],
+                    strides=2 if stage > 0 and block == 0 else 1,
+                    project=block == 0,
+                    dtype=self.dtype,
+                    bn_axis_name=self.bn_axis_name,
+                    name=f"stage_{stage + 1}_block_{block + 1}",
+                )(x, train=train)
+        return x

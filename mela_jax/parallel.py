@@ -1,0 +1,143 @@
+"""Devices, the only module that knows of them.
+
+Training is data parallel: one step is written as one device sees it, mapped over a
+mesh with the single axis "batch" by `jax.shard_map`, and jitted. Each device gets its
+rows of the batch and a copy of the state; gradients and batch-norm statistics are
+averaged with `pmean`. (`jax.pmap` has become just that; it is in maintenance mode, so
+it is written out here.) The same code runs on one device, on several, and on several
+processes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mela_jax.errors import UserError
+
+BATCH_AXIS = "batch"
+
+
+def set_up(*, cpu_devices: int, distributed: bool) -> None:
+    """Prepare the devices; call before anything else touches JAX.
+
+    Args:
+      cpu_devices: virtual devices that share the CPU, where the CPU is used.
+      distributed: join the other processes of this run, found through the cluster's
+        environment or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+    """
+    jax.config.update("jax_num_cpu_devices", cpu_devices)
+    if distributed:
+        jax.distributed.initialize()
+
+
+def make_mesh() -> Mesh:
+    """Return the mesh of all devices of all processes, with the one axis "batch"."""
+    return jax.make_mesh((jax.device_count(),), (BATCH_AXIS,), (AxisType.Auto,))
+
+
+def is_main_process() -> bool:
+    """Say whether this process writes the files that all share."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def any_process(flag: bool) -> bool:
+    """Say whether `flag` is set in any process, the same answer in all of them."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def check_batch_size(batch_size: int, *, field: str) -> None:
+    """Check that a batch divides evenly among the devices.
+
+    Raises:
+      UserError: naming the config field when it does not.
+    """
+    if batch_size % jax.device_count():
+        raise UserError(
+            f"config.{field}={batch_size} does not divide evenly among"
+            f" {jax.device_count()} devices; choose a multiple"
+        )
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Put a copy of every array of `tree` on every device."""
+    sharding = NamedSharding(mesh, P())
+
+    def put(x: Any) -> jax.Array:
+        # Through the host: device_put may hand back the caller's own buffer, and a
+        # training step that donates its state would then destroy it.
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
+
+    return jax.tree.map(put, tree)
+
+
+def abstract_replicated(mesh: Mesh, tree: Any) -> Any:
+    """Return shapes, dtypes and the replicated sharding in place of the arrays."""
+    sharding = NamedSharding(mesh, P())
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+
+def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Spread this process's rows of a batch over its devices."""
+    sharding = NamedSharding(mesh, P(BATCH_AXIS))
+    return {
+        key: jax.make_array_from_process_local_data(sharding, value)
+        for key, value in batch.items()
+    }
+
+
+def gather(array: jax.Array) -> np.ndarray:
+    """Return an array whose rows are spread over the devices, whole, on the host."""
+    if jax.process_count() == 1:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def map_train_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Map step(state, frozen, batch) -> (state, metrics) over the devices and jit it.
+
+    The state is donated: its buffers are reused for the new state. `frozen` is not.
+    """
+    mapped = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(P(), P(), P(BATCH_AXIS)),
+        out_specs=(P(), P()),
+        # With the check, autodiff would itself sum gradients over the devices, and the
+        # step's own pmean would come on top.
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=0)
+
+
+def map_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Map step(variables, images) -> outputs over the devices and jit it."""
+    mapped = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(P(), P(BATCH_AXIS)),
+        out_specs=P(BATCH_AXIS),
+        check_vma=False,
+    )
+    return jax.jit(mapped)
+
+
+def describe_devices() -> list[str]:
+    """Return one line for each kind of device: how many, which."""
+    kinds = [f"{d.platform} {d.device_kind}" for d in jax.devices()]
+    return [f"{kinds.count(kind)} x {kind}" for kind in sorted(set(kinds))]

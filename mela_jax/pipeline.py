@@ -1,0 +1,508 @@
+"""The story, stage by stage: images, splits, teacher, student, operating point, report.
+
+Every stage leaves its result in the workdir and is skipped when that is there.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from scipy.special import expit
+
+from mela_jax import checkpoint, losses, parallel, run_record, steps
+from mela_jax.config import expand_user, validate
+from mela_jax.data.augment import AugmentSettings
+from mela_jax.data.cache import open_cache
+from mela_jax.data.load import load_records
+from mela_jax.data.records import Record
+from mela_jax.data.splits import (
+    apply_splits,
+    make_folds,
+    make_splits,
+    read_splits,
+    splits_of_fold,
+    write_splits,
+)
+from mela_jax.distill.logits import check_are_logits
+from mela_jax.errors import UserError
+from mela_jax.evaluation.report import evaluate_model, write_report
+from mela_jax.evaluation.scores import (
+    Predictions,
+    read_predictions,
+    write_predictions,
+)
+from mela_jax.models.cost import count_flops, count_params
+from mela_jax.models.pretrained import load_pretrained
+from mela_jax.models.zoo import create_model
+from mela_jax.state import Variables
+from mela_jax.train import Images, fit, score
+
+SPLITS = ("train", "val", "test")
+# Each model's own random streams, apart from the others'.
+_SEED_OFFSET = {"teacher": 0, "student": 1, "baseline": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model, as it lies in its folder.
+
+    Attributes:
+      network: flax module.
+      variables: its variables, a copy on every device.
+      description: model.json.
+    """
+
+    network: nn.Module
+    variables: Variables
+    description: dict[str, Any]
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Run the whole job, or what is left of it.
+
+    Args:
+      config: see `mela_jax.config`.
+      workdir: folder of the run; made when absent.
+
+    Returns:
+      The content of report/metrics.json.
+
+    Raises:
+      UserError: for anything that its user can mend.
+    """
+    validate(config)
+    workdir = workdir.absolute()
+    with run_record.exclusive(workdir):
+        mesh = parallel.make_mesh()
+        records, images = load_images(config, workdir)
+        models: dict[str, Model] = {}
+        if config.distill.enabled:
+            models["teacher"] = obtain_teacher(config, workdir, records, images, mesh)
+        models["student"] = train_student(
+            config, workdir, images, mesh, name="student", teacher=models.get("teacher")
+        )
+        if config.baseline:
+            models["baseline"] = train_student(
+                config, workdir, images, mesh, name="baseline", teacher=None
+            )
+        predictions = {
+            name: predict_splits(config, workdir, name, model, records, images, mesh)
+            for name, model in models.items()
+        }
+        parallel.wait_for_all("predictions")
+        return report(config, workdir, models, predictions)
+
+
+def load_images(config: ConfigDict, workdir: Path) -> tuple[list[Record], Images]:
+    """Find the images, decode them once and split them by lesion."""
+    data = config.data
+    if not data.dir:
+        raise UserError(
+            "config.data.dir is empty: give the data folder, --config.data.dir=PATH"
+        )
+    records = load_records(
+        name=data.name,
+        directory=expand_user(data.dir),
+        download=data.download,
+        phantom_lesions=data.phantom_lesions,
+        seed=data.split_seed,
+    )
+    caches = {
+        size: open_cache(
+            records,
+            size=size,
+            crop=config.crop,
+            directory=expand_user(data.cache_dir),
+            on_bad_image=data.on_bad_image,
+        )
+        for size in {config.image_size, data.train_size or config.image_size}
+    }
+    readable = caches[config.image_size].readable
+    usable = [r for r, ok in zip(records, readable, strict=True) if ok]
+    run_record.claim(workdir, config, usable)
+    splits = split_records(config, usable)
+    if parallel.is_main_process():
+        write_splits(workdir / "splits.csv", usable, splits)
+    labels = np.array([r.label for r in records], np.int32)
+    rows = {
+        split: np.array(
+            [
+                row
+                for row, r in enumerate(records)
+                if readable[row] and splits[r.image_id] == split
+            ],
+            np.int64,
+        )
+        for split in SPLITS
+    }
+    for split, members in rows.items():
+        logging.info(
+            "%s: %d images, %d melanomas", split, len(members), labels[members].sum()
+        )
+    images = Images(
+        train=caches[data.train_size or config.image_size].images,
+        evaluation=caches[config.image_size].images,
+        labels=labels,
+        rows=rows,
+    )
+    return records, images
+
+
+def split_records(config: ConfigDict, records: Sequence[Record]) -> dict[str, str]:
+    """Return {image_id: split} as the configuration wants it."""
+    data = config.data
+    if data.splits_file:
+        return apply_splits(records, read_splits(expand_user(data.splits_file)))
+    if data.fold >= 0:
+        folds = make_folds(records, num_folds=data.num_folds, seed=data.split_seed)
+        return splits_of_fold(folds, fold=data.fold, num_folds=data.num_folds)
+    return make_splits(
+        records,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        seed=data.split_seed,
+    )
+
+
+def obtain_teacher(
+    config: ConfigDict,
+    workdir: Path,
+    records: Sequence[Record],
+    images: Images,
+    mesh: Mesh,
+) -> Model:
+    """Train the teacher, or take the one that config.teacher.checkpoint names."""
+    if not config.teacher.checkpoint:
+        return _train(config, workdir, images, mesh, name="teacher", teacher=None)
+    given = expand_user(config.teacher.checkpoint)
+    folder = given / "teacher" if (given / "teacher" / "model.json").exists() else given
+    if checkpoint.read_description(folder) is None:
+        raise UserError(
+            f"config.teacher.checkpoint={given}: there is no finished model (no"
+            " model.json, nor teacher/model.json); give the workdir of a finished run"
+        )
+    table = folder.parent / "splits.csv"
+    if not table.exists():
+        raise UserError(
+            f"config.teacher.checkpoint={given}: {table} is missing, so nothing shows"
+            " that the teacher has not seen this run's test lesions"
+        )
+    refuse_leak(
+        {lesion: split for lesion, split in read_splits(table).values()},
+        {
+            r.lesion_id: split
+            for split in SPLITS
+            for r in (records[row] for row in images.rows[split])
+        },
+        source=str(given),
+    )
+    return load_model(folder, mesh)
+
+
+def refuse_leak(
+    teacher_splits: dict[str, str], splits: dict[str, str], *, source: str
+) -> None:
+    """Refuse a teacher that has learnt from lesions which this run measures on.
+
+    Args:
+      teacher_splits: {lesion_id: split} of the run that trained the teacher.
+      splits: {lesion_id: split} of this run.
+      source: where the teacher comes from, for the message.
+
+    Raises:
+      UserError: when a lesion it trained on is in validation or test here, or one it
+        was selected on is in test here.
+    """
+    leaked = sorted(
+        lesion
+        for lesion, split in splits.items()
+        if (teacher_splits.get(lesion), split)
+        in {("train", "val"), ("train", "test"), ("val", "test")}
+    )
+    if leaked:
+        raise UserError(
+            f"config.teacher.checkpoint={source}: it was trained or selected on"
+            f" {len(leaked)} lesions of this run's validation or test set"
+            f" ({', '.join(leaked[:5])} ...); share its split with"
+            " --config.data.splits_file=<its workdir>/splits.csv"
+        )
+
+
+def train_student(
+    config: ConfigDict,
+    workdir: Path,
+    images: Images,
+    mesh: Mesh,
+    *,
+    name: str,
+    teacher: Model | None,
+) -> Model:
+    """Train the student, with a teacher or, as its own baseline, without."""
+    before = checkpoint.fingerprint(teacher.variables) if teacher else None
+    student = _train(config, workdir, images, mesh, name=name, teacher=teacher)
+    if teacher and checkpoint.fingerprint(teacher.variables) != before:
+        raise RuntimeError("the teacher's variables changed while the student trained")
+    return student
+
+
+def _train(
+    config: ConfigDict,
+    workdir: Path,
+    images: Images,
+    mesh: Mesh,
+    *,
+    name: str,
+    teacher: Model | None,
+) -> Model:
+    """Train one model into workdir/name, unless it is there."""
+    folder = workdir / name
+    if checkpoint.read_description(folder) is not None:
+        logging.info("%s: finished before", name)
+        return load_model(folder, mesh)
+    stage = config.teacher if name == "teacher" else config.student
+    seed = config.seed + 1000 * _SEED_OFFSET[name]
+    network = _create(stage, compute_dtype=config.compute_dtype)
+    labels = images.labels[images.rows["train"]]
+    hard_loss = losses.make_hard_loss(
+        stage.loss,
+        num_positives=int(labels.sum()),
+        num_negatives=int((1 - labels).sum()),
+        focal_gamma=stage.focal_gamma,
+        focal_alpha=None if stage.focal_alpha == -1 else stage.focal_alpha,
+    )
+    if teacher is None:
+        objective = steps.make_hard_objective(hard_loss)
+    else:
+        _check_teacher(teacher, images, mesh, config.eval_batch_size)
+        objective = steps.make_distill_objective(
+            hard_loss,
+            teacher=teacher.network,
+            alpha=config.distill.alpha,
+            temperature=config.distill.temperature,
+            axis_name=parallel.BATCH_AXIS,
+        )
+    variables = _initial(network, config.image_size, seed)
+    if stage.init != "random":
+        init = stage.init if stage.init == "imagenet" else expand_user(stage.init)
+        variables = load_pretrained(stage.model, variables, init=str(init))
+    result = fit(
+        name=name,
+        model=network,
+        variables=variables,
+        stage=stage,
+        objective=objective,
+        frozen=teacher.variables if teacher else {},
+        images=images,
+        settings=AugmentSettings(**config.augment.to_dict()),
+        directory=folder,
+        mesh=mesh,
+        seed=seed,
+        target_sensitivity=config.target_sensitivity,
+        eval_batch_size=config.eval_batch_size,
+        log_every_steps=config.log_every_steps,
+    )
+    checkpoint.save_model(
+        folder,
+        result.variables,
+        {
+            "model": stage.model,
+            "pool": stage.pool,
+            "hidden": stage.hidden,
+            "compute_dtype": config.compute_dtype,
+            "image_size": config.image_size,
+            "crop": config.crop,
+            "params": count_params(result.variables),
+            "flops": count_flops(
+                network, result.variables, image_size=config.image_size
+            ),
+            "distilled": teacher is not None,
+            "best_step": result.best_step,
+            # Of the last uninterrupted stretch only: what came before a restart is gone.
+            "seconds": round(result.seconds, 1),
+            "history": result.history,
+        },
+    )
+    parallel.wait_for_all(f"{name} saved")
+    return load_model(folder, mesh)
+
+
+def load_model(folder: Path, mesh: Mesh) -> Model:
+    """Read a finished model.
+
+    Raises:
+      UserError: when it is damaged.
+    """
+    description = checkpoint.read_description(folder)
+    if description is None:
+        raise UserError(f"{folder}: there is no finished model (no model.json)")
+    network = create_model(
+        description["model"],
+        pool=description["pool"],
+        hidden=description["hidden"],
+        dtype=jnp.dtype(description["compute_dtype"]),
+    )
+    shapes = jax.eval_shape(lambda: _initial(network, description["image_size"], 0))
+    variables = checkpoint.load_variables(
+        folder, parallel.abstract_replicated(mesh, shapes)
+    )
+    return Model(network, variables, description)
+
+
+def _create(stage: ConfigDict, *, compute_dtype: str) -> nn.Module:
+    return create_model(
+        stage.model,
+        pool=stage.pool,
+        hidden=stage.hidden,
+        dropout=stage.dropout,
+        dtype=jnp.dtype(compute_dtype),
+        bn_axis_name=parallel.BATCH_AXIS,
+    )
+
+
+def _initial(network: nn.Module, image_size: int, seed: int) -> Variables:
+    """Return random variables; jitted, since eager initialisation compiles each layer."""
+    image = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    init = jax.jit(lambda key: network.init(key, image, train=False))
+    return init(jax.random.key(seed))
+
+
+def _check_teacher(teacher: Model, images: Images, mesh: Mesh, batch_size: int) -> None:
+    eval_step = parallel.map_eval_step(steps.make_eval_step(teacher.network), mesh)
+    logits = score(
+        eval_step, teacher.variables, images, "val", mesh=mesh, batch_size=batch_size
+    )
+    check_are_logits(logits, source="teacher")
+
+
+def predict_splits(
+    config: ConfigDict,
+    workdir: Path,
+    name: str,
+    model: Model,
+    records: Sequence[Record],
+    images: Images,
+    mesh: Mesh,
+) -> dict[str, Predictions]:
+    """Score validation and test into predictions/, and read the scores back."""
+    eval_step = parallel.map_eval_step(steps.make_eval_step(model.network), mesh)
+    found = {}
+    for split in ("val", "test"):
+        path = workdir / "predictions" / f"{name}_{split}.csv"
+        if not path.exists():
+            logits = score(
+                eval_step,
+                model.variables,
+                images,
+                split,
+                mesh=mesh,
+                batch_size=config.eval_batch_size,
+            )
+            members = [records[row] for row in images.rows[split]]
+            if parallel.is_main_process():
+                write_predictions(
+                    path,
+                    Predictions(
+                        image_id=[r.image_id for r in members],
+                        lesion_id=[r.lesion_id for r in members],
+                        label=images.labels[images.rows[split]],
+                        score=probability(logits),
+                    ),
+                )
+            parallel.wait_for_all(f"{name} {split} scored")
+        found[split] = read_predictions(path)
+    return found
+
+
+def probability(logits: np.ndarray) -> np.ndarray:
+    """Return P(melanoma) float64[n] of logits float32[n].
+
+    In float64: in float32 every logit above 17 would tie at exactly 1.
+    """
+    return expit(logits.astype(np.float64))
+
+
+def report(
+    config: ConfigDict,
+    workdir: Path,
+    models: dict[str, Model],
+    predictions: dict[str, dict[str, Predictions]],
+) -> dict[str, Any]:
+    """Choose each model's operating point on validation, measure it on test, write it."""
+    measured = {
+        name: {
+            "name": model.description["model"],
+            "params": model.description["params"],
+            "flops": model.description["flops"],
+            **evaluate_model(
+                predictions[name]["val"],
+                predictions[name]["test"],
+                target=config.target_sensitivity,
+                num_bootstrap=config.num_bootstrap,
+                seed=config.seed,
+            ),
+        }
+        for name, model in models.items()
+    }
+    distillation = (
+        f"alpha {config.distill.alpha}, temperature {config.distill.temperature}"
+        if config.distill.enabled
+        else "none"
+    )
+    target_directory = workdir / "report"
+    if not parallel.is_main_process():
+        target_directory = workdir / f".report-of-process-{jax.process_index()}"
+    return write_report(
+        target_directory,
+        models=measured,
+        predictions=predictions,
+        histories={name: m.description["history"] for name, m in models.items()},
+        target=config.target_sensitivity,
+        made_up=config.data.name == "phantom",
+        run={
+            "data": f"{config.data.name}, {config.data.dir}",
+            "image size": f"{config.image_size} px, crop {config.crop}",
+            "distillation": distillation,
+            "seed": f"{config.seed} (split {config.data.split_seed})",
+            "devices": ", ".join(parallel.describe_devices()),
+            **{
+                f"{name}: checkpoint": f"step {m.description['best_step']}"
+                for name, m in models.items()
+            },
+            **{
+                f"{name}: training time": f"{m.description['seconds']:.0f} s"
+                for name, m in models.items()
+            },
+        },
+        num_bootstrap=config.num_bootstrap,
+        seed=config.seed,
+    )
+
+
+def summary(metrics: dict[str, Any], workdir: Path) -> str:
+    """Return the result table for the terminal, and where the report is."""
+    head = f"{'':10}{'parameters':>12}{'ROC-AUC':>22}{'sensitivity':>22}{'specificity':>22}"
+    lines = ["", f"Test set, threshold chosen on validation (95 % intervals)", head]
+    for name, model in metrics["models"].items():
+        test = model["test"]
+        cells = (
+            test["roc_auc"],
+            test["operating_point"]["sensitivity"],
+            test["operating_point"]["specificity"],
+        )
+        shown = "".join(
+            f"{c['value']:.3f} ({c['low']:.3f}-{c['high']:.3f})".rjust(22)
+            for c in cells
+        )
+        lines.append(f"{name:10}{model['params']:12,}{shown}")
+    if metrics["made_up_data"]:
+        lines.append("MADE-UP LESIONS: these numbers say nothing about real skin.")
+    lines += ["This is not a diagnosis.", f"Report: {workdir / 'report' / 'report.md'}"]
+    return "\n".join(lines)

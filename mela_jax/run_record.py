@@ -1,0 +1,134 @@
+"""The workdir: whose it is, under which configuration, and that one process uses it."""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mela_jax import parallel
+from mela_jax.atomic import write_atomically
+from mela_jax.config import differences
+from mela_jax.data.records import Record
+from mela_jax.errors import UserError
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow",
+    "scikit-learn",
+    "scipy",
+    "numpy",
+    "pillow",
+)
+
+
+@contextlib.contextmanager
+def exclusive(workdir: Path) -> Iterator[None]:
+    """Hold the workdir for this run.
+
+    Raises:
+      UserError: when another process has it, or it cannot be made.
+    """
+    if not parallel.is_main_process():
+        yield
+        return
+    path = workdir / ".lock"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir}: cannot be written ({error.strerror}); choose another"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={workdir}: another run is using it; wait for it, or choose"
+                " another workdir"
+            ) from error
+        yield
+
+
+def claim(workdir: Path, config: ConfigDict, records: Sequence[Record]) -> None:
+    """Write config.json into a new workdir, or check that an old one is of this run.
+
+    Raises:
+      UserError: when the workdir belongs to another configuration or other data.
+    """
+    path = workdir / "config.json"
+    wanted = {
+        "config": json.loads(config.to_json()),
+        "data": {
+            "images": len(records),
+            "melanomas": sum(r.label for r in records),
+            "lesions": len({r.lesion_id for r in records}),
+            "fingerprint": data_fingerprint(records),
+        },
+    }
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+            old = {key: found[key] for key in wanted}
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{path}: is damaged ({error}); choose another --workdir"
+            ) from error
+        changed = differences(old, wanted)
+        if changed:
+            raise UserError(
+                f"--workdir={workdir} belongs to a run with another configuration:"
+                f" {'; '.join(changed)}; choose another --workdir, or undo the change"
+            )
+        return
+    if parallel.is_main_process():
+        content = {**wanted, "provenance": provenance(config)}
+        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def data_fingerprint(records: Sequence[Record]) -> str:
+    """Return the SHA-256 of every image's id, lesion and label."""
+    digest = hashlib.sha256()
+    for r in sorted(records, key=lambda r: r.image_id):
+        digest.update(f"{r.image_id},{r.lesion_id},{r.label}\n".encode())
+    return digest.hexdigest()
+
+
+def provenance(config: ConfigDict) -> dict[str, Any]:
+    """Return what made this run: code, packages, seeds, devices."""
+    return {
+        "git_commit": _git_commit(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "seeds": {"seed": config.seed, "split_seed": config.data.split_seed},
+        "devices": parallel.describe_devices(),
+    }
+
+
+def _git_commit() -> str:
+    """Return the commit of the code, marked when files differ; "unknown" outside git."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.stdout.strip()

@@ -1,0 +1,374 @@
+"""The one training loop, for teacher and student alike."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from absl import logging
+from clu import metric_writers, parameter_overview
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from scipy.special import expit
+from tqdm import tqdm
+
+from mela_jax import checkpoint, optim, parallel, steps
+from mela_jax.data.augment import AugmentSettings
+from mela_jax.data.input_pipeline import make_eval_batches, make_train_batches
+from mela_jax.errors import UserError
+from mela_jax.evaluation.report import selection_metrics
+from mela_jax.state import TrainState, Variables, create_state
+
+History = list[dict[str, float]]
+
+
+class Stopped(UserError):
+    """The run was asked to stop (SIGTERM or Ctrl-C) and has saved where it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The images of one working size, and which of them belong to which split.
+
+    Attributes:
+      train: uint8[N, T, T, 3], at the size from which random crops are taken.
+      evaluation: uint8[N, S, S, 3], at the size the models see.
+      labels: int[N], 1 for melanoma.
+      rows: rows of each split, {"train", "val", "test"} -> int[...].
+    """
+
+    train: np.ndarray
+    evaluation: np.ndarray
+    labels: np.ndarray
+    rows: dict[str, np.ndarray]
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the square that the models see, in pixels."""
+        return self.evaluation.shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What training leaves behind: the chosen variables and how it went."""
+
+    variables: Variables
+    history: History
+    best_step: int
+    seconds: float
+
+
+def score(
+    eval_step: Callable[..., jax.Array],
+    variables: Variables,
+    images: Images,
+    split: str,
+    *,
+    mesh: Mesh,
+    batch_size: int,
+) -> np.ndarray:
+    """Return the logits float32[n] of a split's images, in the order of its rows."""
+    rows = images.rows[split]
+    position = {int(row): i for i, row in enumerate(rows)}
+    logits = np.full(len(rows), np.nan, np.float32)
+    batches = make_eval_batches(
+        images.evaluation,
+        images.labels,
+        rows,
+        image_size=images.image_size,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for batch in batches:
+        on_devices = parallel.shard_batch(mesh, batch)
+        outputs = parallel.gather(eval_step(variables, on_devices["image"]))
+        index = parallel.gather(on_devices["index"])
+        real = parallel.gather(on_devices["mask"]) > 0
+        for row, value in zip(index[real], outputs[real], strict=True):
+            logits[position[int(row)]] = value
+    return logits
+
+
+def fit(
+    *,
+    name: str,
+    model: nn.Module,
+    variables: Variables,
+    stage: ConfigDict,
+    objective: steps.Objective,
+    frozen: Variables,
+    images: Images,
+    settings: AugmentSettings,
+    directory: Path,
+    mesh: Mesh,
+    seed: int,
+    target_sensitivity: float,
+    eval_batch_size: int,
+    log_every_steps: int,
+) -> FitResult:
+    """Train a model to the end of its schedule, from its latest checkpoint if any.
+
+    The result does not depend on how often the run was interrupted: the state, the
+    position in the data and the losses of the epoch so far are all in the checkpoint.
+
+    Args:
+      name: what to call the stage in logs: "teacher", "student", "baseline".
+      model: network, whose batch norm averages over the mesh's axis.
+      variables: where training starts.
+      stage: config.teacher or config.student.
+      objective: what the logits are scored by.
+      frozen: variables handed to the objective; {} without a teacher.
+      images: the data.
+      settings: augmentation.
+      directory: where checkpoints and scalars go.
+      mesh: devices.
+      seed: source of order, views and dropout.
+      target_sensitivity: for the validation metric specificity_at_target.
+      eval_batch_size: images per evaluation batch over all devices.
+      log_every_steps: steps between two looks at the loss.
+
+    Raises:
+      UserError: when the loss is not finite, or the disk is full.
+      Stopped: after SIGTERM or Ctrl-C.
+    """
+    began = time.monotonic()
+    parallel.check_batch_size(stage.batch_size, field=f"{name}.batch_size")
+    parallel.check_batch_size(eval_batch_size, field="eval_batch_size")
+    steps_per_epoch = len(images.rows["train"]) // stage.batch_size
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"config.{name}.batch_size={stage.batch_size} is larger than the training"
+            f" split ({len(images.rows['train'])} images)"
+        )
+    total_steps = stage.epochs * steps_per_epoch
+    optimizer = optim.make_optimizer(
+        learning_rate=stage.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=round(stage.warmup_epochs * steps_per_epoch),
+        weight_decay=stage.weight_decay,
+        clip_norm=stage.clip_norm,
+    )
+    train_step = parallel.map_train_step(
+        steps.make_train_step(
+            model,
+            optimizer,
+            objective,
+            ema_decay=stage.ema_decay,
+            seed=seed,
+            axis_name=parallel.BATCH_AXIS,
+        ),
+        mesh,
+    )
+    eval_step = parallel.map_eval_step(steps.make_eval_step(model), mesh)
+    state = parallel.replicate(
+        mesh, create_state(variables, optimizer, use_ema=stage.ema_decay > 0)
+    )
+    template = parallel.abstract_replicated(mesh, state)
+    checkpoints = checkpoint.Checkpoints(
+        directory / "checkpoints", select_by=stage.select_by
+    )
+    history: History = []
+    losses: list[float] = []
+    first_step = checkpoints.latest_step() or 0
+    if first_step:
+        state, progress = checkpoints.restore_latest(template)
+        history, losses = progress["history"], progress["losses"]
+        logging.info("%s: goes on from step %d", name, first_step)
+    else:
+        parameter_overview.log_parameter_overview(
+            variables["params"], msg=f"{name}: parameters", include_stats=False
+        )
+    writer = metric_writers.create_default_writer(
+        directory / "scalars", just_logging=not parallel.is_main_process()
+    )
+    batches = make_train_batches(
+        images.train,
+        images.labels,
+        images.rows["train"],
+        image_size=images.image_size,
+        batch_size=stage.batch_size,
+        seed=seed,
+        start_step=first_step,
+        num_steps=total_steps,
+        settings=settings,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    progress_bar = _progress(name, first_step, total_steps)
+    with _stop_requests() as stop_requested, progress_bar:
+        pending: list[steps.Metrics] = []
+        for step, batch in enumerate(batches, start=first_step + 1):
+            state, metrics = train_step(
+                state, frozen, parallel.shard_batch(mesh, _inputs(batch))
+            )
+            pending.append(metrics)
+            ends_epoch = step % steps_per_epoch == 0
+            stop = parallel.any_process(stop_requested())
+            if ends_epoch or stop or step % log_every_steps == 0:
+                host = _mean_of(pending, name, step, checkpoints)
+                losses += host.pop("losses")
+                pending = []
+                writer.write_scalars(
+                    step, {f"train/{key}": value for key, value in host.items()}
+                )
+                progress_bar.show(step, host["loss"])
+            if ends_epoch:
+                row = {
+                    "epoch": step // steps_per_epoch,
+                    "step": step,
+                    "train/loss": float(np.mean(losses)),
+                    **{f"train/{k}": v for k, v in host.items() if k != "loss"},
+                    **_validate(
+                        eval_step,
+                        state,
+                        images,
+                        mesh,
+                        eval_batch_size,
+                        target_sensitivity,
+                    ),
+                }
+                losses = []
+                history.append(row)
+                writer.write_scalars(
+                    step, {k: v for k, v in row.items() if k.startswith("val/")}
+                )
+                progress_bar.line(_describe(name, row, stage.epochs))
+            if ends_epoch or stop:
+                checkpoints.save(
+                    step,
+                    state,
+                    {"history": history, "losses": losses},
+                    metrics=_selection(history[-1]) if ends_epoch else None,
+                )
+            if stop and step < total_steps:
+                raise Stopped(
+                    f"{name}: stopped at step {step} of {total_steps} and saved in"
+                    f" {checkpoints.directory}; the same command goes on from there"
+                )
+    writer.flush()
+    writer.close()
+    best_step = checkpoints.best_step()
+    assert best_step is not None, "the last epoch always saves its metrics"
+    best, _ = checkpoints.restore_best(template)
+    checkpoints.close()
+    return FitResult(
+        variables=best.evaluated,
+        history=history,
+        best_step=best_step,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"image": batch["image"], "label": batch["label"]}
+
+
+def _mean_of(
+    pending: Sequence[steps.Metrics],
+    name: str,
+    step: int,
+    checkpoints: checkpoint.Checkpoints,
+) -> dict[str, Any]:
+    """Fetch the metrics of the steps since the last look; stop if one is not finite."""
+    host = jax.device_get(list(pending))
+    losses = [float(metrics["loss"]) for metrics in host]
+    if not all(math.isfinite(loss) for loss in losses):
+        first = step - len(losses) + 1
+        bad = first + next(i for i, v in enumerate(losses) if not math.isfinite(v))
+        good = checkpoints.latest_step()
+        kept = (
+            f"the last good checkpoint is {checkpoints.directory / str(good)}"
+            if good
+            else "there is no checkpoint yet"
+        )
+        raise UserError(
+            f"{name}: the loss is not finite at step {bad}; {kept}; lower"
+            f" config.{name}.learning_rate or set clip_norm, with a new --workdir"
+        )
+    means = {key: float(np.mean([m[key] for m in host])) for key in host[0]}
+    return {**means, "losses": losses}
+
+
+def _validate(
+    eval_step: Callable[..., jax.Array],
+    state: TrainState,
+    images: Images,
+    mesh: Mesh,
+    batch_size: int,
+    target_sensitivity: float,
+) -> dict[str, float]:
+    logits = score(
+        eval_step, state.evaluated, images, "val", mesh=mesh, batch_size=batch_size
+    ).astype(np.float64)
+    labels = images.labels[images.rows["val"]]
+    # -log p of the label's class, as losses.bce, over the whole split at once.
+    loss = np.logaddexp(0.0, np.where(labels == 1, -logits, logits)).mean()
+    metrics = selection_metrics(labels, expit(logits), target=target_sensitivity)
+    return {"val/loss": float(loss), **{f"val/{k}": v for k, v in metrics.items()}}
+
+
+def _selection(row: dict[str, float]) -> dict[str, float]:
+    return {
+        key.removeprefix("val/"): value
+        for key, value in row.items()
+        if key.startswith("val/")
+    }
+
+
+def _describe(name: str, row: dict[str, float], epochs: int) -> str:
+    shown = {k: v for k, v in row.items() if k not in ("epoch", "step")}
+    numbers = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
+    return f"{name}: epoch {row['epoch']:.0f}/{epochs}  {numbers}"
+
+
+class _progress(contextlib.AbstractContextManager["_progress"]):
+    """A bar with the time that remains on a terminal, lines of a log elsewhere."""
+
+    def __init__(self, name: str, first_step: int, total_steps: int):
+        self._bar = tqdm(
+            desc=name,
+            initial=first_step,
+            total=total_steps,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (sys.stderr.isatty() and parallel.is_main_process()),
+        )
+
+    def show(self, step: int, loss: float) -> None:
+        self._bar.update(step - self._bar.n)
+        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+    def line(self, text: str) -> None:
+        if self._bar.disable:
+            logging.info(text)
+        else:
+            self._bar.write(text, file=sys.stderr)
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and Ctrl-C into a flag that the loop reads between two steps."""
+    requested = False
+
+    def request(signum: int, frame: object) -> None:
+        nonlocal requested
+        requested = True
+
+    handlers = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: requested
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)

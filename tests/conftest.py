@@ -1,0 +1,51 @@
+"""What every test stands on: eight virtual CPU devices, quiet logs, real images.
+
+Real images are looked for in the folder that the environment variable
+``MELA_SHARED`` names, by default ``../shared`` beside the repository. Tests that need
+them skip, with the reason, where they are absent.
+"""
+
+import os
+from pathlib import Path
+
+# Before anything imports TensorFlow or JAX, both of which read these only once.
+# Processes that tests start inherit them.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["JAX_PLATFORMS"] = "cpu"
+# A compiled program left by another version of the code must not decide a test.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_enable_compilation_cache", False)
+jax.config.update("jax_num_cpu_devices", 8)
+
+# The same examples on every machine and no time limit for one: the first example pays
+# for XLA's compilation.
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, database=None
+)
+hypothesis.settings.load_profile("repeatable")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real images and weights, or skip the test."""
+    folder = Path(os.environ.get("MELA_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images: {folder} is absent (name it in MELA_SHARED)")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def ham10000_small(shared: Path) -> Path:
+    """Return the folder of HAM10000 at 200x150 pixels, or skip the test."""
+    folder = shared / "data" / "ham10000_200x150"
+    if not folder.is_dir():
+        pytest.skip(f"no HAM10000 at 200x150 pixels: {folder} is absent")
+    return folder

@@ -1,0 +1,95 @@
+"""A user's CSV is read, or what is wrong with it is said."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mela_jax.data.user_csv import UserCsv, read_user_csv
+from mela_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder with three pictures."""
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b, c.bmp", "sub/d.jpg"):
+        Image.new("RGB", (6, 4), "red").save(tmp_path / name)
+    return tmp_path
+
+
+def test_reads(folder):
+    """Relative and absolute paths, both spellings of labels, groups or none."""
+    (folder / "labels.csv").write_text(
+        f'\ufeffpath,label,group\n"sub/b, c.bmp", Melanoma ,g1\n'
+        f"a.png,0,\n{folder}/sub/d.jpg,1,g1\n",
+        encoding="utf-8",
+    )
+    records = read_user_csv(folder)
+    assert records == read_user_csv(folder / "labels.csv")
+    by_id = {r.image_id: r for r in records}
+    assert list(by_id) == sorted(by_id)
+    assert by_id["sub/b, c.bmp"].lesion_id == "g1"
+    assert by_id["a.png"].lesion_id == "a.png"
+    assert by_id["a.png"].path == str(folder / "a.png")
+    assert [by_id[i].label for i in ("sub/b, c.bmp", "a.png")] == [1, 0]
+    assert by_id[f"{folder}/sub/d.jpg"].label == 1
+
+
+def test_two_columns_suffice_and_unnamed_images_are_told(folder, caplog):
+    """Without groups every image is its own; images left out are counted."""
+    (folder / "labels.csv").write_text("path,label\nsub/d.jpg,other\n")
+    with caplog.at_level(logging.WARNING):
+        (record,) = read_user_csv(folder)
+    assert record.lesion_id == "sub/d.jpg"
+    assert "does not name 1 images" in caplog.text and "b, c.bmp" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,group\na.png,1\n", r"no column label \(it has path, group\)"),
+        ("", "no column label, path"),
+        ("path,label\n", "names no images"),
+        ("path,label\na.png,benign\n", "line 2: label is 'benign'; .*melanoma, 0"),
+        ("path,label\na.png,\n", "line 2: label is ''"),
+        ("path,label\na.png\n", "line 2: label is ''"),
+        ("path,label\n,1\n", "line 2: the path is empty"),
+        ("path,label\na.png,1\n./sub/../a.png,1\n", "line 3: .*same file as 'a.png'"),
+        ("path,label\nsub/b, c.bmp,1,g,h\n", "line 2: more cells than columns"),
+        ("path,label\nx.png,1\ny.png,1\na.png,0\n", r"2 of 3 .*\(x.png, y.png\)"),
+        ("path,label\n\xff,1\n", "cannot read"),
+    ],
+)
+def test_mistakes(folder, text, message):
+    """Each mistake is one line with its place."""
+    (folder / "labels.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=message) as info:
+        read_user_csv(folder)
+    assert "\n" not in str(info.value)
+
+
+def test_absent(tmp_path):
+    """A folder without labels.csv is named."""
+    with pytest.raises(UserError, match=r"no CSV .*labels.csv"):
+        read_user_csv(tmp_path)
+
+
+def test_tfds_builder(folder):
+    """The builder stores upright RGB of any format."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    table = 'path,label\nsub/d.jpg,1\n"sub/b, c.bmp",0\n'
+    (folder / "labels.csv").write_text(table)
+    builder = UserCsv(data_dir=str(folder / "tfds"))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            manual_dir=str(folder), compute_stats="skip"
+        )
+    )
+    examples = list(tfds.as_numpy(builder.as_dataset(split="train")))
+    by_id = {e["image_id"].decode(): e for e in examples}
+    assert by_id["sub/d.jpg"]["label"] == 1
+    np.testing.assert_array_equal(
+        by_id["sub/b, c.bmp"]["image"], np.full((4, 6, 3), [255, 0, 0])
+    )

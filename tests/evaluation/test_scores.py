@@ -1,0 +1,167 @@
+"""Predictions files: exact round trip, and every mistake named with its row."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mela_jax.errors import UserError
+from mela_jax.evaluation.scores import (
+    Predictions,
+    check_binary,
+    read_predictions,
+    write_predictions,
+)
+
+HEADER = "image_id,lesion_id,label,score\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "student_val.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_scores_read_back_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, scores: list[float]
+) -> None:
+    path = tmp_path_factory.mktemp("scores") / "p.csv"
+    names = [f"i{k}" for k in range(len(scores))]
+    lesions = [f"l{k // 2}" for k in range(len(scores))]
+    labels = np.arange(len(scores)) % 2
+    write_predictions(path, Predictions(names, lesions, labels, np.asarray(scores)))
+    back = read_predictions(path)
+    assert back.score.tobytes() == np.asarray(scores).tobytes()
+    assert (back.image_id, back.lesion_id) == (names, lesions)
+    np.testing.assert_array_equal(back.label, labels)
+
+
+def test_float32_scores_are_kept_as_the_same_number(tmp_path: Path) -> None:
+    score: npt.NDArray[Any] = np.asarray([0.1, 0.7], np.float32)
+    path = tmp_path / "new" / "p.csv"
+    write_predictions(
+        path, Predictions(["a", "b"], ["a", "b"], np.asarray([0, 1]), score)
+    )
+    np.testing.assert_array_equal(read_predictions(path).score, score.astype(float))
+    assert os.listdir(path.parent) == ["p.csv"], "no temporary file is left"
+
+
+def test_names_with_commas_quotes_and_unicode_survive(tmp_path: Path) -> None:
+    names = ['a,"b"', "Muttermal ä"]
+    path = tmp_path / "p.csv"
+    write_predictions(
+        path, Predictions(names, names, np.asarray([0, 1]), np.asarray([0.0, 1.0]))
+    )
+    assert read_predictions(path).image_id == names
+
+
+def test_other_columns_and_order_do_not_matter(tmp_path: Path) -> None:
+    path = write(tmp_path, "\ufeffscore,sex,label,image_id,lesion_id\n0.5,male,1,a,b\n")
+    read = read_predictions(path)
+    assert (read.image_id, read.lesion_id) == (["a"], ["b"])
+    assert (read.label.tolist(), read.score.tolist()) == ([1], [0.5])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column image_id, lesion_id, label, score"),
+        ("image_id,label,score\na,1,0.5\n", "no column lesion_id"),
+        (HEADER, "no rows"),
+        (HEADER + "a,a,1,0.5\nb,b,0,nan\n", "row 3: score 'nan'"),
+        (HEADER + "a,a,1,inf\n", "row 2: score 'inf'"),
+        (HEADER + "a,a,1,1.0000001\n", "row 2: score '1.0000001'"),
+        (HEADER + "a,a,1,-0.1\n", "row 2: score '-0.1'"),
+        (HEADER + "a,a,1,high\n", "row 2: score 'high'"),
+        (HEADER + "a,a,1\n", "row 2: score ''"),
+        (HEADER + "a,a,2,0.5\n", "row 2: label '2'"),
+        (HEADER + "a,a,mel,0.5\n", "row 2: label 'mel'"),
+        (HEADER + ",a,1,0.5\n", "row 2: image_id or lesion_id is empty"),
+        (HEADER + "a,,1,0.5\n", "row 2: image_id or lesion_id is empty"),
+        (HEADER + "a,x,1,0.5\nb,x,0,0.5\na,x,1,0.5\n", "row 4: image_id a was already"),
+    ],
+)
+def test_each_mistake_names_file_and_row(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError, match="student_val.csv") as caught:
+        read_predictions(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_binary_and_folder_paths_are_user_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such predictions file"):
+        read_predictions(tmp_path / "none.csv")
+    (tmp_path / "image.csv").write_bytes(b"\xff\xd8\xff\xe0")
+    for path in (tmp_path / "image.csv", tmp_path):
+        with pytest.raises(UserError, match="cannot be read as a CSV"):
+            read_predictions(path)
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    one = Predictions(["a"], ["a"], np.asarray([1]), np.asarray([0.5]))
+    with pytest.raises(UserError, match="cannot write"):
+        write_predictions(tmp_path / "file" / "p.csv", one)
+
+
+def test_a_failed_write_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.csv"
+    old = Predictions(["a"], ["a"], np.asarray([1]), np.asarray([0.25]))
+    write_predictions(path, old)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    new = Predictions(["b"], ["b"], np.asarray([1]), np.asarray([0.5]))
+    with pytest.raises(UserError, match="No space left on device"):
+        write_predictions(path, new)
+    assert read_predictions(path).image_id == ["a"]
+    assert os.listdir(tmp_path) == ["p.csv"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([], [], "no scores"),
+        ([1], [0.5, 0.5], "shape"),
+        ([[1]], [[0.5]], "shape"),
+        ([0, 2], [0.5, 0.5], "label 2 of image number 2"),
+        ([0, -1], [0.5, 0.5], "neither 0 nor 1"),
+        ([0, 1], [0.5, math.nan], "image number 2"),
+        ([0, 1], [math.inf, 0.5], "image number 1"),
+        ([0, 1], [1.5, 0.5], "not a number from 0 to 1"),
+    ],
+)
+def test_unfit_arrays_are_refused(
+    labels: list[int], scores: list[float], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_binary(labels, scores)
+
+
+@pytest.mark.parametrize(
+    ("images", "lesions", "message"),
+    [
+        (["a", "a"], ["x", "x"], "occurs twice"),
+        (["a", ""], ["x", "x"], "empty"),
+        (["a"], ["x", "x"], "1 image ids"),
+    ],
+)
+def test_unfit_names_are_refused(
+    images: list[str], lesions: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Predictions(images, lesions, np.asarray([0, 1]), np.asarray([0.1, 0.2]))

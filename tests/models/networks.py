@@ -1,0 +1,76 @@
+"""What the tests of networks share: variables without XLA, pictures, comparison."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from mela_jax.models.head import Classifier
+
+
+def blank_variables(model: Classifier) -> dict[str, Any]:
+    """Make variables that are all NaN: what a loader forgets to fill shows."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(
+        lambda key, image: model.init(key, image, train=False),
+        jax.random.key(0),
+        image,
+    )
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, np.float32), shapes)
+
+
+def with_head(
+    variables: dict[str, Any], *, kernel: np.ndarray, bias: np.ndarray
+) -> dict[str, Any]:
+    """Put a logits layer's weights [F, 1] and [1] in place."""
+    params = variables["params"]
+    logits = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+    return variables | {"params": params | {"head": {"logits": logits}}}
+
+
+def noise(size: int, *, num: int = 4) -> np.ndarray:
+    """Draw float32 [num, size, size, 3] in [0, 255], smooth to rough."""
+    rng = np.random.default_rng(0)
+    images = []
+    for index in range(num):
+        grain = size if index == 0 else 2 ** (index + 1)
+        small = Image.fromarray(rng.integers(0, 256, (grain, grain, 3), np.uint8))
+        images.append(np.asarray(small.resize((size, size))))
+    return np.stack(images).astype(np.float32)
+
+
+def photographs(shared: Path, size: int, *, num: int = 4) -> np.ndarray:
+    """Read centre squares of real images, float32 [num, size, size, 3]."""
+    folder = shared / "data" / "ham10000_200x150" / "HAM10000_images_part_1"
+    images = []
+    for path in sorted(folder.glob("*.jpg"))[:: 1000 // num][:num]:
+        image = Image.open(path).convert("RGB")
+        left, top = (image.width - image.height) // 2, 0
+        square = image.crop((left, top, left + image.height, top + image.height))
+        images.append(np.asarray(square.resize((size, size))))
+    return np.stack(images).astype(np.float32)
+
+
+def random_normalisation(
+    rng: np.random.Generator, channels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Draw gamma, beta, moving mean and moving variance that matter and stay sane."""
+    return (
+        rng.uniform(0.6, 1.4, channels).astype(np.float32),
+        rng.normal(0.0, 0.3, channels).astype(np.float32),
+        rng.normal(0.0, 0.3, channels).astype(np.float32),
+        rng.uniform(0.5, 2.0, channels).astype(np.float32),
+    )
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Compare to 1e-4 of the largest value, and demand that the inputs matter."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    scale = np.abs(expected).max()
+    spread = np.abs(expected - expected.mean(axis=0)).max()
+    assert spread > 1e-2 * scale, "the outputs hardly depend on the image"
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * scale)

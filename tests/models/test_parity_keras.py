@@ -1,0 +1,137 @@
+"""ResNet50 and MobileNetV3 give the numbers of keras.applications."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+import pytest
+
+from mela_jax.models.pretrained import load_pretrained
+from mela_jax.models.zoo import create_model
+from tests.models.networks import (
+    assert_same,
+    blank_variables,
+    noise,
+    photographs,
+    random_normalisation,
+    with_head,
+)
+
+FAMILIES = {
+    "resnet50": keras.applications.ResNet50,
+    "mobilenet_v3_small": keras.applications.MobileNetV3Small,
+    "mobilenet_v3_large": keras.applications.MobileNetV3Large,
+}
+SIZES = {"resnet50": 64, "mobilenet_v3_small": 96, "mobilenet_v3_large": 96}
+
+
+@dataclasses.dataclass
+class Pair:
+    """A randomised Keras network, its files, and the converted one."""
+
+    name: str
+    body: keras.Model
+    files: list[Path]
+    blank: dict[str, Any]
+    variables: dict[str, Any]
+    kernel: np.ndarray
+    bias: np.ndarray
+    apply: Callable[..., Any]
+
+    def reference(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return Keras's logits [B] and pooled features [B, F]."""
+        body = self.body
+        if images.shape[1:] != body.input_shape[1:]:
+            body = FAMILIES[self.name](
+                weights=None, include_top=False, input_shape=images.shape[1:]
+            )
+            body.set_weights(self.body.get_weights())
+        if self.name == "resnet50":
+            images = keras.applications.resnet.preprocess_input(images.copy())
+        features = keras.layers.GlobalAveragePooling2D()(body(images, training=False))
+        features = keras.ops.convert_to_numpy(features)
+        return (features @ self.kernel + self.bias)[:, 0], features
+
+    def check(self, images: np.ndarray) -> None:
+        logits, features = self.reference(images)
+        outputs = self.apply(self.variables, images)
+        assert_same(outputs.features, features)
+        assert_same(outputs.logits, logits)
+
+
+def randomise(model: keras.Model, rng: np.random.Generator) -> None:
+    """Fill every layer, batch-norm statistics included, with its own numbers."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights(random_normalisation(rng, layer.gamma.shape[0]))
+        elif weights := layer.get_weights():
+            kernel = weights[0]
+            fan_in = np.prod(kernel.shape[:2])
+            if not isinstance(layer, keras.layers.DepthwiseConv2D):
+                fan_in *= kernel.shape[2]
+            kernel = rng.normal(0, np.sqrt(2 / fan_in), kernel.shape)
+            layer.set_weights(
+                [kernel, *(rng.normal(0, 0.2, w.shape) for w in weights[1:])]
+            )
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Pair:
+    name = request.param
+    folder = tmp_path_factory.mktemp(name)
+    size = SIZES[name]
+    body = FAMILIES[name](weights=None, include_top=False, input_shape=(size, size, 3))
+    rng = np.random.default_rng(7)
+    randomise(body, rng)
+    files = [folder / "legacy.h5", folder / "body.weights.h5"]
+    body.save(files[0])
+    body.save_weights(files[1])
+    model = create_model(name)
+    blank = blank_variables(model)
+    channels = body.output_shape[-1]
+    kernel = rng.normal(0, channels**-0.5, (channels, 1)).astype(np.float32)
+    bias = np.asarray([0.5], np.float32)
+    blank = with_head(blank, kernel=kernel, bias=bias)
+    return Pair(
+        name=name,
+        body=body,
+        files=files,
+        blank=blank,
+        variables=load_pretrained(name, blank, init=files[1]),
+        kernel=kernel,
+        bias=bias,
+        apply=jax.jit(lambda v, x: model.apply(v, x, train=False)),
+    )
+
+
+def test_both_keras_files_give_the_same_variables(pair: Pair) -> None:
+    legacy = load_pretrained(pair.name, pair.blank, init=pair.files[0])
+    assert jax.tree.structure(legacy) == jax.tree.structure(pair.blank)
+    for one, other in zip(
+        jax.tree.leaves(legacy), jax.tree.leaves(pair.variables), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+        assert np.isfinite(one).all()
+    assert sum(leaf.size for leaf in jax.tree.leaves(legacy)) == (
+        pair.body.count_params() + pair.kernel.size + 1
+    )
+
+
+def test_noise(pair: Pair) -> None:
+    pair.check(noise(SIZES[pair.name]))
+
+
+def test_real_images(pair: Pair, shared: Path) -> None:
+    pair.check(photographs(shared, SIZES[pair.name]))
+
+
+def test_odd_sizes(pair: Pair, shared: Path) -> None:
+    # Keras pads odd and even extents differently before a stride of 2. The large
+    # MobileNetV3 has the small one's layers, so its compilation is spared.
+    sizes = {"resnet50": 65, "mobilenet_v3_small": 225}
+    if pair.name in sizes:
+        pair.check(photographs(shared, sizes[pair.name], num=2))

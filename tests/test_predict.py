@@ -1,0 +1,412 @@
+"""The scoring command: what it accepts, what it writes, what it refuses."""
+
+import csv
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mela_jax import predict
+from mela_jax.errors import UserError
+
+THRESHOLD = 0.3
+
+
+class RedScorer:
+    """Scores an image by its mean red value and remembers the batches it was given."""
+
+    image_size = 8
+    crop = "center"
+    threshold = THRESHOLD
+
+    def __init__(self):
+        self.batches = []
+
+    def score(self, images):
+        self.batches.append(images.copy())
+        return images[..., 0].mean((1, 2), dtype=np.float64) / 255
+
+
+@pytest.fixture
+def scorer(monkeypatch):
+    scorer = RedScorer()
+    asked = []
+
+    def make_scorer(model, *, which):
+        asked.append((model, which))
+        return scorer
+
+    monkeypatch.setattr(predict, "make_scorer", make_scorer)
+    scorer.asked = asked
+    return scorer
+
+
+def save(path: Path, red: int, *, mode="RGB", size=(20, 15), **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (red, red, red)).convert(mode).save(path, **options)
+    return path
+
+
+def run(*arguments) -> int:
+    return predict.main([str(argument) for argument in arguments])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_writes_score_threshold_and_decision_exactly(tmp_path, scorer, capsys):
+    paths = [save(tmp_path / f"{red}.png", red) for red in (0, 76, 77, 255)]
+    output = tmp_path / "scores.csv"
+    assert run("--model=runs/kd", "--images", *paths, f"--output={output}") == 0
+    rows = rows_of(output)
+    assert list(rows[0]) == ["image", "score", "threshold", "decision"]
+    assert [row["image"] for row in rows] == [str(path) for path in paths]
+    assert [float(row["score"]) for row in rows] == [0, 76 / 255, 77 / 255, 1]
+    assert {float(row["threshold"]) for row in rows} == {THRESHOLD}
+    assert [row["decision"] for row in rows] == ["not_flagged"] * 2 + ["flagged"] * 2
+    assert scorer.asked == [("runs/kd", "student")]
+    printed = capsys.readouterr()
+    assert "4 images scored by the student, 2 flagged" in printed.out
+    assert "not a diagnosis" in printed.out.splitlines()[-1]
+    assert os.listdir(tmp_path).count("scores.csv") == 1
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+
+
+def test_a_score_at_the_threshold_is_flagged(tmp_path, scorer):
+    image = save(tmp_path / "a.png", 51)
+    run(
+        "--model=m", f"--images={image}", f"--output={tmp_path}/s.csv", "--threshold=.2"
+    )
+    (row,) = rows_of(tmp_path / "s.csv")
+    assert (row["score"], row["threshold"], row["decision"]) == (
+        "0.2",
+        "0.2",
+        "flagged",
+    )
+
+
+@pytest.mark.parametrize(
+    "name, mode",
+    [
+        ("a.jpg", "RGB"),
+        ("a.JPEG", "L"),
+        ("a.jpeg", "CMYK"),
+        ("a.png", "RGBA"),
+        ("a.PNG", "P"),
+        ("a.png", "LA"),
+        ("a.png", "I;16"),
+        ("a.png", "1"),
+        ("a.bmp", "RGB"),
+        ("a.Bmp", "L"),
+        ("a.tif", "RGB"),
+        ("a.tiff", "I;16"),
+        ("a.webp", "RGBA"),
+    ],
+)
+def test_accepts_every_kind_of_image(tmp_path, scorer, name, mode):
+    path = tmp_path / "in" / name
+    if mode == "I;16":
+        path.parent.mkdir()
+        Image.fromarray(np.full((15, 20), 255 * 257, np.uint16)).save(path)
+    else:
+        save(path, 255, mode=mode)
+    assert (
+        run("--model=m", "--images", path.parent, "--output", tmp_path / "s.csv") == 0
+    )
+    (row,) = rows_of(tmp_path / "s.csv")
+    assert float(row["score"]) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [(200, 150), (768, 576), (600, 450), (3, 9), (1, 1)])
+def test_accepts_every_size(tmp_path, scorer, size):
+    path = save(tmp_path / "a.bmp", 255, size=size)
+    assert run("--model=m", "--images", path, "--output", tmp_path / "s.csv") == 0
+    assert scorer.batches[0].shape == (32, 8, 8, 3)
+
+
+def test_applies_exif_rotation(tmp_path, scorer):
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[:4] = 255  # white above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored a quarter turn off; to be turned clockwise
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "a.png", exif=exif)
+    run("--model=m", "--images", tmp_path / "a.png", "--output", tmp_path / "s.csv")
+    np.testing.assert_array_equal(scorer.batches[0][0], upright)
+
+
+def test_folders_are_searched_in_order_and_other_files_passed_over(tmp_path, scorer):
+    folder = tmp_path / "moles"
+    for name in ("b.jpg", "a/z.PNG", "a/deep/er/x.bmp", ".hidden.jpg", ".cache/y.jpg"):
+        save(folder / name, 9, format="PNG" if name.startswith(".") else None)
+    (folder / "labels.csv").write_text("path,label\n")
+    (folder / "loop").symlink_to(folder, target_is_directory=True)
+    elsewhere = save(tmp_path / "elsewhere" / "linked.png", 9).parent
+    (folder / "c").symlink_to(elsewhere, target_is_directory=True)
+    output = tmp_path / "s.csv"
+    assert run("--model=m", f"--images={folder}", f"--output={output}") == 0
+    assert [os.path.relpath(row["image"], folder) for row in rows_of(output)] == [
+        "a/deep/er/x.bmp",
+        "a/z.PNG",
+        "b.jpg",
+        "c/linked.png",
+    ]
+
+
+def test_files_folders_and_patterns_mix_and_each_image_is_scored_once(
+    tmp_path, scorer, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/a.png", "in/b.png", "x1.png", "x2.png", "[1].png"):
+        save(Path(name), 9)
+    save(Path("photo.unknown"), 9, format="PNG")
+    status = run(
+        "--model=m",
+        "--images=photo.unknown",
+        "in/b.png",
+        "in",
+        "--output=s.csv",
+        "--images=x*.png",
+        "--images",
+        "[1].png",
+        "./in/a.png",
+    )
+    assert status == 0
+    assert [row["image"] for row in rows_of(Path("s.csv"))] == [
+        "photo.unknown",
+        "in/b.png",
+        "in/a.png",
+        "x1.png",
+        "x2.png",
+        "[1].png",
+    ]
+
+
+@pytest.mark.parametrize("num_images, batch_size", [(1, 4), (4, 4), (5, 4), (9, 2)])
+def test_batches_have_one_shape_and_every_image_its_own_score(
+    tmp_path, scorer, num_images, batch_size
+):
+    reds = [10 * i + 5 for i in range(num_images)]
+    for i, red in enumerate(reds):
+        save(tmp_path / "in" / f"{i}.png", red)
+        (tmp_path / "in" / f"{i}_bad.png").write_bytes(b"no image")
+    output = tmp_path / "s.csv"
+    status = run(
+        "--model=m",
+        f"--images={tmp_path}/in",
+        f"--output={output}",
+        f"--batch_size={batch_size}",
+    )
+    assert status == 1
+    assert {batch.shape for batch in scorer.batches} == {(batch_size, 8, 8, 3)}
+    assert len(scorer.batches) == -(-num_images // batch_size)
+    assert [float(row["score"]) for row in rows_of(output)] == [r / 255 for r in reds]
+
+
+def test_unreadable_images_are_named_and_the_rest_scored(tmp_path, scorer, capsys):
+    folder = tmp_path / "in"
+    good = save(folder / "good.jpg", 255)
+    truncated = save(folder / "truncated.jpg", 255, size=(200, 150))
+    truncated.write_bytes(truncated.read_bytes()[:400])
+    (folder / "empty.png").touch()
+    (folder / "text.jpeg").write_text("no image at all")
+    missing = folder / "missing.jpg"
+    output = tmp_path / "s.csv"
+    assert run("--model=m", "--images", folder, missing, "--output", output) == 1
+    assert [row["image"] for row in rows_of(output)] == [str(good)]
+    lines = capsys.readouterr().err.splitlines()
+    for name in ("truncated.jpg", "empty.png", "text.jpeg", "missing.jpg"):
+        assert sum(name in line for line in lines) == 1
+    assert "4 of 5 images could not be read" in lines[-1]
+    assert len(lines) == 5
+
+
+def test_where_nothing_is_readable_no_csv_is_written(tmp_path, scorer, capsys):
+    output = tmp_path / "s.csv"
+    assert run("--model=m", "--images", tmp_path / "a.jpg", "--output", output) == 1
+    assert not output.exists()
+    assert "nothing was written" in capsys.readouterr().err
+    assert not scorer.batches
+
+
+def test_odd_file_names_survive(tmp_path, scorer, capsys):
+    folder = tmp_path / "in"
+    save(folder / 'a "quoted", two\nlines é.png', 9)
+    with open(os.fsencode(folder) + b"/bad\xff\n.png", "wb") as file:
+        file.write(b"no image")
+    os.rename(save(folder / "t.png", 9), os.fsencode(folder) + b"/latin\xe9.png")
+    output = tmp_path / "s.csv"
+    assert run("--model=m", "--images", folder, "--output", output) == 1
+    with open(output, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        names = {os.path.basename(row["image"]) for row in csv.DictReader(file)}
+    assert names == {'a "quoted", two\nlines é.png', os.fsdecode(b"latin\xe9.png")}
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def refusal(capsys, *arguments) -> str:
+    assert run(*arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_refuses_outputs_it_could_not_write(tmp_path, scorer, capsys):
+    image = save(tmp_path / "a.png", 9)
+    pixels = image.read_bytes()
+    start = ("--model=m", f"--images={image}")
+    line = refusal(capsys, *start, f"--output={tmp_path}/no/such/s.csv")
+    assert "there is no folder" in line and "no/such" in line
+    assert "not a plain file" in refusal(capsys, *start, f"--output={tmp_path}")
+    assert "not a plain file" in refusal(capsys, *start, "--output=/dev/null")
+    assert "overwritten" in refusal(capsys, *start, f"--output={image}")
+    assert image.read_bytes() == pixels
+    assert not scorer.batches
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_old_csv(
+    tmp_path, scorer, capsys, monkeypatch
+):
+    image = save(tmp_path / "a.png", 9)
+    output = tmp_path / "s.csv"
+    output.write_text("old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    line = refusal(capsys, "--model=m", f"--images={image}", f"--output={output}")
+    assert "No space left" in line and "s.csv" in line
+    assert output.read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "s.csv"]
+
+
+def test_refuses_a_folder_without_images(tmp_path, scorer, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").touch()
+    line = refusal(
+        capsys, "--model=m", f"--images={tmp_path}/in", f"--output={tmp_path}/s.csv"
+    )
+    assert "no images in" in line and f"{tmp_path}/in" in line
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -0.1, 1.5])
+def test_a_score_that_is_no_probability_is_refused(tmp_path, scorer, capsys, bad):
+    image = save(tmp_path / "a.png", 9)
+    scorer.score = lambda images: np.full(len(images), bad)
+    line = refusal(capsys, "--model=m", f"--images={image}", f"--output={tmp_path}/s")
+    assert "a.png" in line and "not a number from 0 to 1" in line
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        ((), "required"),
+        (("--threshold=1.5",), "number from 0 to 1"),
+        (("--threshold=nan",), "number from 0 to 1"),
+        (("--batch_size=0",), "whole number above 0"),
+        (("--batch_size=2.5",), "whole number above 0"),
+        (("--which=nurse",), "student"),
+        (("--colour=red",), "unrecognized"),
+    ],
+)
+def test_wrong_arguments_exit_with_status_2(
+    tmp_path, scorer, capsys, arguments, complaint
+):
+    needed = ("--model=m", f"--images={tmp_path}", f"--output={tmp_path}/s.csv")
+    with pytest.raises(SystemExit) as stopped:
+        run(*(needed if arguments else ()), *arguments)
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_help_lists_the_exit_statuses(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("--help")
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "exit status" in text and "not a diagnosis" in text
+
+
+def test_a_workdir_is_scored_by_the_model_asked_for(tmp_path, monkeypatch):
+    asked = []
+    scorer = RedScorer()
+    inference = types.ModuleType("mela_jax.inference")
+
+    def load_scorer(workdir, which):
+        asked.append((Path(workdir), which))
+        return scorer
+
+    inference.load_scorer = load_scorer
+    monkeypatch.setitem(sys.modules, "mela_jax.inference", inference)
+    assert predict.make_scorer(str(tmp_path), which="teacher") is scorer
+    assert asked == [(tmp_path, "teacher")]
+
+
+def test_an_unfinished_workdir_is_one_line_without_traceback(
+    tmp_path, monkeypatch, capsys
+):
+    image = save(tmp_path / "a.png", 9)
+    inference = types.ModuleType("mela_jax.inference")
+
+    def load_scorer(workdir, which):
+        raise UserError(f"{workdir}: the student is not finished; run main again")
+
+    inference.load_scorer = load_scorer
+    monkeypatch.setitem(sys.modules, "mela_jax.inference", inference)
+    line = refusal(
+        capsys, f"--model={tmp_path}", f"--images={image}", f"--output={tmp_path}/s.csv"
+    )
+    assert line == f"predict: {tmp_path}: the student is not finished; run main again"
+
+
+def test_other_models_are_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no .*nowhere"):
+        predict.make_scorer(str(tmp_path / "nowhere"), which="student")
+    for name, complaint in (
+        ("m.tflite", "not supported yet"),
+        ("m.h5", "not a folder"),
+    ):
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match=complaint):
+            predict.make_scorer(str(tmp_path / name), which="student")
+
+
+def test_interruption_is_one_line(tmp_path, scorer, capsys):
+    def interrupt(images):
+        raise KeyboardInterrupt
+
+    scorer.score = interrupt
+    image = save(tmp_path / "a.png", 9)
+    status = run("--model=m", f"--images={image}", f"--output={tmp_path}/s.csv")
+    assert status == 130
+    assert capsys.readouterr().err == "predict: interrupted; nothing was written\n"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_starting_it_brings_in_neither_jax_nor_tensorflow():
+    code = (
+        "import sys, mela_jax.predict; "
+        "heavy = {'jax', 'flax', 'tensorflow', 'keras'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_real_photographs(ham10000_small, tmp_path, scorer):
+    folder = ham10000_small / "HAM10000_images_part_1"
+    images = sorted(folder.iterdir())[:5]
+    output = tmp_path / "s.csv"
+    assert run("--model=m", "--images", *images, "--output", output) == 0
+    for row, image in zip(rows_of(output), images, strict=True):
+        with Image.open(image) as picture:
+            square = picture.convert("RGB").crop((25, 0, 175, 150))
+            expected = np.asarray(square.resize((8, 8), Image.Resampling.BILINEAR))
+        assert float(row["score"]) == expected[..., 0].mean(dtype=np.float64) / 255
