@@ -1,6 +1,6 @@
 """The real thing on a laptop: EfficientNet-Lite0 -> MobileNetV3-Small, 128 px, no GPU.
 
-    python -m mela_jax.main --config=configs/ham10000_kd_cpu.py --workdir=runs/kd_cpu
+python -m mela_jax.main --config=configs/ham10000_kd_cpu.py --workdir=runs/kd_cpu
 """
 
 from ml_collections import ConfigDict

@@ -19,10 +19,10 @@ def get_config() -> ConfigDict:
     c.data.dir = "runs/phantom"
     c.teacher.model = "efficientnet_lite0"
     c.teacher.init = "random"
-    c.teacher.epochs = 6
+    c.teacher.epochs = 15
     c.student.init = "random"
-    c.student.epochs = 8
+    c.student.epochs = 20
     for stage in (c.teacher, c.student):
-        stage.batch_size = 32
-        stage.ema_decay = 0.95
+        stage.batch_size = 16
+        stage.ema_decay = 0.98
     return c

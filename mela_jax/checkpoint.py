@@ -213,9 +213,9 @@ def fingerprint(variables: Variables) -> str:
 def _write_error(path: Path, error: Exception) -> UserError:
     free = shutil.disk_usage(path if path.is_dir() else path.parent).free
     return UserError(
-        f"{path}: cannot be written ({_first_line(error)}; {free / 2**20:.0f} MiB free);"
-        " make room or choose another --workdir, then repeat the command: it goes on"
-        " from the last whole checkpoint"
+        f"{path}: cannot be written ({_first_line(error)};"
+        f" {free / 2**20:.0f} MiB free); make room or choose another --workdir,"
+        " then repeat the command: it goes on from the last whole checkpoint"
     )
 
 

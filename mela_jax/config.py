@@ -6,6 +6,7 @@ returns the result from `get_config()`; the command line overrides single fields
 default.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ def default() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.name = "ham10000"
-    # The folder of the data set; for "csv", the folder or the file; for "phantom", where
-    # the made-up lesions are written.
+    # The folder of the data set; for "csv", the folder or the file; for "phantom",
+    # where the made-up lesions are written.
     c.data.dir = ""
     # HAM10000 only: download the ISIC 2018 Task 3 files into data.dir first.
     c.data.download = False
@@ -72,11 +73,13 @@ def default() -> ConfigDict:
     c.data.train_size = 0
     # Made-up lesions to draw, for "phantom".
     c.data.phantom_lesions = 600
-    # Seed of the split, apart from `seed` so that runs with several seeds share a split.
+    # Seed of the split, and of the made-up lesions; apart from `seed`, so that runs
+    # with several seeds share a split.
     c.data.split_seed = 0
     c.data.val_fraction = 0.15
     c.data.test_fraction = 0.15
-    # A fold in [0, num_folds) is the test set, the next one validation. -1: fixed split.
+    # A fold in [0, num_folds) is the test set, the next one validation. -1: fixed
+    # split.
     c.data.fold = -1
     c.data.num_folds = 5
     # splits.csv of another run whose split is carried over by lesion. Empty: a new one.
@@ -103,8 +106,8 @@ def default() -> ConfigDict:
     c.distill = ConfigDict()
     # False: no teacher; the student learns from the labels alone.
     c.distill.enabled = True
-    # Share of the soft loss: (1 - alpha) * hard + alpha * soft. Some papers write it the
-    # other way round.
+    # Share of the soft loss: (1 - alpha) * hard + alpha * soft. Some papers write it
+    # the other way round.
     c.distill.alpha = 0.5
     c.distill.temperature = 2.0
     return c.lock()
@@ -222,12 +225,22 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
+def unknown_field(error: AttributeError) -> str:
+    """Say in one line which field a command line misnamed, and list the valid ones."""
+    reason = " ".join(str(error).replace("\\'", "'").strip("\"'").split())
+    return f"--config: no field {reason}; the fields are: {', '.join(_field_names())}"
+
+
+def _field_names() -> list[str]:
+    return list(flatten(default().to_dict()))
+
+
 def expand_user(path: str) -> Path:
     """Return `path` with ~ replaced and made absolute."""
     return Path(path).expanduser().absolute()
 
 
-def _between(low: float, high: float):
+def _between(low: float, high: float) -> Callable[[float], bool]:
     return lambda v: low < v < high
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mela_jax import parallel, steps
+from mela_jax import parallel
 from mela_jax.checkpoint import read_description
 from mela_jax.errors import UserError
 from mela_jax.pipeline import load_model, probability
@@ -39,7 +39,7 @@ class Scorer:
         )
 
 
-def load_scorer(workdir: Path, which: str) -> Scorer:
+def load_scorer(workdir: str | Path, which: str) -> Scorer:
     """Return the scorer of a finished run.
 
     Args:
@@ -49,6 +49,7 @@ def load_scorer(workdir: Path, which: str) -> Scorer:
     Raises:
       UserError: when the run is not finished, or has no such model.
     """
+    workdir = Path(workdir)
     folder, metrics_path = workdir / which, workdir / "report" / "metrics.json"
     if not metrics_path.exists():
         raise UserError(
@@ -68,12 +69,11 @@ def load_scorer(workdir: Path, which: str) -> Scorer:
         )
     mesh = parallel.make_mesh()
     model = load_model(folder, mesh)
-    eval_step = parallel.map_eval_step(steps.make_eval_step(model.network), mesh)
     return Scorer(
         image_size=model.description["image_size"],
         crop=model.description["crop"],
         threshold=float(models[which]["val"]["operating_point"]["threshold"]),
-        _eval_step=eval_step,
+        _eval_step=model.eval_step,
         _variables=jax.block_until_ready(model.variables),
         _mesh=mesh,
     )

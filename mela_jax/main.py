@@ -8,9 +8,9 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from mela_jax.config import flatten
+from mela_jax.config import expand_user, unknown_field
 from mela_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -26,18 +26,24 @@ def main(argv: list[str]) -> int:
     """Run the job and return its exit status: 0 done, 2 refused, 143 told to stop."""
     try:
         config, workdir = _parse(argv)
+        # After the flags: a mistyped one is answered at once.
+        from mela_jax import parallel, pipeline
+        from mela_jax.train import Stopped
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    # After the flags: a mistyped one is answered at once, and --help needs no TensorFlow.
-    from mela_jax import parallel, pipeline, train
-
+    # Orbax logs its account of every file it touches through the same logger.
+    logging.get_absl_handler().addFilter(lambda line: "orbax" not in line.pathname)
     try:
-        parallel.set_up(cpu_devices=config.cpu_devices, distributed=_DISTRIBUTED.value)
+        parallel.set_up(
+            cpu_devices=config.cpu_devices,
+            distributed=_DISTRIBUTED.value,
+            compilation_cache=expand_user(config.data.cache_dir) / "xla",
+        )
         metrics = pipeline.run(config, workdir)
-    except train.Stopped as stopped:
+    except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 143
     except UserError as error:
@@ -48,12 +54,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]):
+def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
+    """Return the configuration and the workdir, or raise UserError."""
     try:
         flags.FLAGS(argv)
         config = _CONFIG.value
     except AttributeError as error:
-        raise UserError(_unknown_field(error)) from error
+        raise UserError(unknown_field(error)) from error
     except (flags.Error, OSError, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
     if config is None:
@@ -63,13 +70,8 @@ def _parse(argv: list[str]):
     return config, Path(_WORKDIR.value).expanduser()
 
 
-def _unknown_field(error: AttributeError) -> str:
-    from mela_jax.config import default
-
-    valid = ", ".join(flatten(default().to_dict()))
-    reason = " ".join(str(error).replace("\\'", "'").split())
-    return f"--config has no field {reason}; the fields are: {valid}"
-
-
 if __name__ == "__main__":
+    from mela_jax.memory import use_huge_pages
+
+    use_huge_pages()
     sys.exit(main(sys.argv))

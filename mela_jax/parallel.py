@@ -9,6 +9,7 @@ processes.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,15 +23,18 @@ from mela_jax.errors import UserError
 BATCH_AXIS = "batch"
 
 
-def set_up(*, cpu_devices: int, distributed: bool) -> None:
+def set_up(*, cpu_devices: int, distributed: bool, compilation_cache: Path) -> None:
     """Prepare the devices; call before anything else touches JAX.
 
     Args:
       cpu_devices: virtual devices that share the CPU, where the CPU is used.
       distributed: join the other processes of this run, found through the cluster's
         environment or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+      compilation_cache: folder where compiled functions are kept between runs.
     """
     jax.config.update("jax_num_cpu_devices", cpu_devices)
+    # A second start then waits for no compiler.
+    jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
     if distributed:
         jax.distributed.initialize()
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from scipy.special import expit
 
@@ -43,7 +42,7 @@ from mela_jax.models.cost import count_flops, count_params
 from mela_jax.models.pretrained import load_pretrained
 from mela_jax.models.zoo import create_model
 from mela_jax.state import Variables
-from mela_jax.train import Images, fit, score
+from mela_jax.train import EvalStep, Images, fit, score
 
 SPLITS = ("train", "val", "test")
 # Each model's own random streams, apart from the others'.
@@ -56,11 +55,13 @@ class Model:
 
     Attributes:
       network: flax module.
+      eval_step: (variables, images on the devices) -> logits float32[B], compiled once.
       variables: its variables, a copy on every device.
       description: model.json.
     """
 
     network: nn.Module
+    eval_step: EvalStep
     variables: Variables
     description: dict[str, Any]
 
@@ -177,7 +178,7 @@ def obtain_teacher(
     workdir: Path,
     records: Sequence[Record],
     images: Images,
-    mesh: Mesh,
+    mesh: parallel.Mesh,
 ) -> Model:
     """Train the teacher, or take the one that config.teacher.checkpoint names."""
     if not config.teacher.checkpoint:
@@ -240,7 +241,7 @@ def train_student(
     config: ConfigDict,
     workdir: Path,
     images: Images,
-    mesh: Mesh,
+    mesh: parallel.Mesh,
     *,
     name: str,
     teacher: Model | None,
@@ -257,7 +258,7 @@ def _train(
     config: ConfigDict,
     workdir: Path,
     images: Images,
-    mesh: Mesh,
+    mesh: parallel.Mesh,
     *,
     name: str,
     teacher: Model | None,
@@ -293,9 +294,11 @@ def _train(
     if stage.init != "random":
         init = stage.init if stage.init == "imagenet" else expand_user(stage.init)
         variables = load_pretrained(stage.model, variables, init=str(init))
+    eval_step = parallel.map_eval_step(steps.make_eval_step(network), mesh)
     result = fit(
         name=name,
         model=network,
+        eval_step=eval_step,
         variables=variables,
         stage=stage,
         objective=objective,
@@ -325,16 +328,19 @@ def _train(
             ),
             "distilled": teacher is not None,
             "best_step": result.best_step,
-            # Of the last uninterrupted stretch only: what came before a restart is gone.
+            # Of the last uninterrupted stretch only.
             "seconds": round(result.seconds, 1),
             "history": result.history,
         },
     )
     parallel.wait_for_all(f"{name} saved")
-    return load_model(folder, mesh)
+    # What was trained, by the step that validated it: nothing is compiled again.
+    description = checkpoint.read_description(folder)
+    assert description is not None, "save_model has just written it"
+    return Model(network, eval_step, result.variables, description)
 
 
-def load_model(folder: Path, mesh: Mesh) -> Model:
+def load_model(folder: Path, mesh: parallel.Mesh) -> Model:
     """Read a finished model.
 
     Raises:
@@ -353,7 +359,8 @@ def load_model(folder: Path, mesh: Mesh) -> Model:
     variables = checkpoint.load_variables(
         folder, parallel.abstract_replicated(mesh, shapes)
     )
-    return Model(network, variables, description)
+    eval_step = parallel.map_eval_step(steps.make_eval_step(network), mesh)
+    return Model(network, eval_step, variables, description)
 
 
 def _create(stage: ConfigDict, *, compute_dtype: str) -> nn.Module:
@@ -368,16 +375,22 @@ def _create(stage: ConfigDict, *, compute_dtype: str) -> nn.Module:
 
 
 def _initial(network: nn.Module, image_size: int, seed: int) -> Variables:
-    """Return random variables; jitted, since eager initialisation compiles each layer."""
+    """Return random variables; jitted, since eager calls compile each layer."""
     image = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
     init = jax.jit(lambda key: network.init(key, image, train=False))
     return init(jax.random.key(seed))
 
 
-def _check_teacher(teacher: Model, images: Images, mesh: Mesh, batch_size: int) -> None:
-    eval_step = parallel.map_eval_step(steps.make_eval_step(teacher.network), mesh)
+def _check_teacher(
+    teacher: Model, images: Images, mesh: parallel.Mesh, batch_size: int
+) -> None:
     logits = score(
-        eval_step, teacher.variables, images, "val", mesh=mesh, batch_size=batch_size
+        teacher.eval_step,
+        teacher.variables,
+        images,
+        "val",
+        mesh=mesh,
+        batch_size=batch_size,
     )
     check_are_logits(logits, source="teacher")
 
@@ -389,16 +402,15 @@ def predict_splits(
     model: Model,
     records: Sequence[Record],
     images: Images,
-    mesh: Mesh,
+    mesh: parallel.Mesh,
 ) -> dict[str, Predictions]:
     """Score validation and test into predictions/, and read the scores back."""
-    eval_step = parallel.map_eval_step(steps.make_eval_step(model.network), mesh)
     found = {}
     for split in ("val", "test"):
         path = workdir / "predictions" / f"{name}_{split}.csv"
         if not path.exists():
             logits = score(
-                eval_step,
+                model.eval_step,
                 model.variables,
                 images,
                 split,
@@ -435,7 +447,7 @@ def report(
     models: dict[str, Model],
     predictions: dict[str, dict[str, Predictions]],
 ) -> dict[str, Any]:
-    """Choose each model's operating point on validation, measure it on test, write it."""
+    """Choose operating points on validation, measure them on test, write it down."""
     measured = {
         name: {
             "name": model.description["model"],
@@ -488,8 +500,9 @@ def report(
 
 def summary(metrics: dict[str, Any], workdir: Path) -> str:
     """Return the result table for the terminal, and where the report is."""
-    head = f"{'':10}{'parameters':>12}{'ROC-AUC':>22}{'sensitivity':>22}{'specificity':>22}"
-    lines = ["", f"Test set, threshold chosen on validation (95 % intervals)", head]
+    titles = ("ROC-AUC", "sensitivity", "specificity")
+    head = f"{'':10}{'parameters':>12}" + "".join(f"{t:>22}" for t in titles)
+    lines = ["", "Test set, threshold chosen on validation (95 % intervals)", head]
     for name, model in metrics["models"].items():
         test = model["test"]
         cells = (

@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from mela_jax.atomic import write_atomically
 from mela_jax.data.image_io import EXTENSIONS, BadImageError, load_square
 from mela_jax.errors import UserError
-from mela_jax.atomic import write_atomically
 
 COLUMNS = ("image", "score", "threshold", "decision")
 FLAGGED = "flagged"

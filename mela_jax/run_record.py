@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -44,15 +45,14 @@ def exclusive(workdir: Path) -> Iterator[None]:
     if not parallel.is_main_process():
         yield
         return
-    path = workdir / ".lock"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "w")
+        descriptor = os.open(workdir / ".lock", os.O_CREAT | os.O_RDWR)
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: cannot be written ({error.strerror}); choose another"
         ) from error
-    with lock:
+    with os.fdopen(descriptor) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -120,7 +120,7 @@ def provenance(config: ConfigDict) -> dict[str, Any]:
 
 
 def _git_commit() -> str:
-    """Return the commit of the code, marked when files differ; "unknown" outside git."""
+    """Return the code's commit, marked when files differ; "unknown" outside git."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(

@@ -1,7 +1,7 @@
 """Training and evaluation steps: pure functions, as one device sees them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import optax
 
 from mela_jax.distill.logits import binary_kd, total_loss
 from mela_jax.losses import HardLoss
+from mela_jax.models.outputs import Outputs
 from mela_jax.state import TrainState, Variables
 
 Metrics = dict[str, jax.Array]
@@ -18,10 +19,17 @@ Batch = dict[str, jax.Array]
 Objective = Callable[[jax.Array, Batch, Variables], tuple[jax.Array, Metrics]]
 
 
+def forward(network: nn.Module, variables: Variables, images: jax.Array) -> Outputs:
+    """Run a network in evaluation mode on float[b, S, S, 3]."""
+    return cast(Outputs, network.apply(variables, images, train=False))
+
+
 def make_hard_objective(hard_loss: HardLoss) -> Objective:
     """Return the objective of a model that learns from labels alone."""
 
-    def objective(logits: jax.Array, batch: Batch, frozen: Variables):
+    def objective(
+        logits: jax.Array, batch: Batch, frozen: Variables
+    ) -> tuple[jax.Array, Metrics]:
         del frozen
         loss = hard_loss(logits, batch["label"]).mean()
         return loss, {"hard_loss": loss}
@@ -47,8 +55,10 @@ def make_distill_objective(
     has no say, whatever the configuration claims.
     """
 
-    def objective(logits: jax.Array, batch: Batch, frozen: Variables):
-        targets = teacher.apply(frozen, batch["image"], train=False).logits
+    def objective(
+        logits: jax.Array, batch: Batch, frozen: Variables
+    ) -> tuple[jax.Array, Metrics]:
+        targets = forward(teacher, frozen, batch["image"]).logits
 
         def hard_term(z: jax.Array) -> jax.Array:
             return total_loss(hard_loss(z, batch["label"]), 0.0, alpha=alpha).mean()
@@ -95,10 +105,12 @@ def make_train_step(
     device's rows. The metrics are float32[], the same on every device.
     """
 
-    def step(state: TrainState, frozen: Variables, batch: Batch):
+    def step(
+        state: TrainState, frozen: Variables, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def loss_fn(params: Any):
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
             outputs, updates = model.apply(
                 {**state.variables, "params": params},
                 batch["image"],
@@ -137,8 +149,7 @@ def make_eval_step(model: nn.Module) -> Callable[[Variables, jax.Array], jax.Arr
     """Return step(variables, images float[b, S, S, 3]) -> logits float32[b]."""
 
     def step(variables: Variables, images: jax.Array) -> jax.Array:
-        images = images.astype(jnp.float32)
-        return model.apply(variables, images, train=False).logits
+        return forward(model, variables, images.astype(jnp.float32)).logits
 
     return step
 

@@ -8,14 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from absl import logging
 from clu import metric_writers, parameter_overview
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from scipy.special import expit
 from tqdm import tqdm
@@ -28,6 +26,7 @@ from mela_jax.evaluation.report import selection_metrics
 from mela_jax.state import TrainState, Variables, create_state
 
 History = list[dict[str, float]]
+EvalStep = Callable[[Variables, jax.Array], jax.Array]
 
 
 class Stopped(UserError):
@@ -67,12 +66,12 @@ class FitResult:
 
 
 def score(
-    eval_step: Callable[..., jax.Array],
+    eval_step: EvalStep,
     variables: Variables,
     images: Images,
     split: str,
     *,
-    mesh: Mesh,
+    mesh: parallel.Mesh,
     batch_size: int,
 ) -> np.ndarray:
     """Return the logits float32[n] of a split's images, in the order of its rows."""
@@ -102,6 +101,7 @@ def fit(
     *,
     name: str,
     model: nn.Module,
+    eval_step: EvalStep,
     variables: Variables,
     stage: ConfigDict,
     objective: steps.Objective,
@@ -109,7 +109,7 @@ def fit(
     images: Images,
     settings: AugmentSettings,
     directory: Path,
-    mesh: Mesh,
+    mesh: parallel.Mesh,
     seed: int,
     target_sensitivity: float,
     eval_batch_size: int,
@@ -123,6 +123,7 @@ def fit(
     Args:
       name: what to call the stage in logs: "teacher", "student", "baseline".
       model: network, whose batch norm averages over the mesh's axis.
+      eval_step: (variables, images on the devices) -> logits of the same network.
       variables: where training starts.
       stage: config.teacher or config.student.
       objective: what the logits are scored by.
@@ -168,7 +169,6 @@ def fit(
         ),
         mesh,
     )
-    eval_step = parallel.map_eval_step(steps.make_eval_step(model), mesh)
     state = parallel.replicate(
         mesh, create_state(variables, optimizer, use_ema=stage.ema_decay > 0)
     )
@@ -177,11 +177,12 @@ def fit(
         directory / "checkpoints", select_by=stage.select_by
     )
     history: History = []
-    losses: list[float] = []
+    # Metrics of the steps of the epoch so far.
+    done: list[dict[str, float]] = []
     first_step = checkpoints.latest_step() or 0
     if first_step:
         state, progress = checkpoints.restore_latest(template)
-        history, losses = progress["history"], progress["losses"]
+        history, done = progress["history"], progress["epoch_so_far"]
         logging.info("%s: goes on from step %d", name, first_step)
     else:
         parameter_overview.log_parameter_overview(
@@ -214,19 +215,17 @@ def fit(
             ends_epoch = step % steps_per_epoch == 0
             stop = parallel.any_process(stop_requested())
             if ends_epoch or stop or step % log_every_steps == 0:
-                host = _mean_of(pending, name, step, checkpoints)
-                losses += host.pop("losses")
+                fetched = _fetch(pending, name, step, checkpoints)
+                done += fetched
                 pending = []
-                writer.write_scalars(
-                    step, {f"train/{key}": value for key, value in host.items()}
-                )
-                progress_bar.show(step, host["loss"])
+                means = _mean(fetched)
+                writer.write_scalars(step, means)
+                progress_bar.show(step, means["train/loss"])
             if ends_epoch:
                 row = {
                     "epoch": step // steps_per_epoch,
                     "step": step,
-                    "train/loss": float(np.mean(losses)),
-                    **{f"train/{k}": v for k, v in host.items() if k != "loss"},
+                    **_mean(done),
                     **_validate(
                         eval_step,
                         state,
@@ -236,7 +235,7 @@ def fit(
                         target_sensitivity,
                     ),
                 }
-                losses = []
+                done = []
                 history.append(row)
                 writer.write_scalars(
                     step, {k: v for k, v in row.items() if k.startswith("val/")}
@@ -246,7 +245,7 @@ def fit(
                 checkpoints.save(
                     step,
                     state,
-                    {"history": history, "losses": losses},
+                    {"history": history, "epoch_so_far": done},
                     metrics=_selection(history[-1]) if ends_epoch else None,
                 )
             if stop and step < total_steps:
@@ -272,15 +271,18 @@ def _inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"image": batch["image"], "label": batch["label"]}
 
 
-def _mean_of(
+def _fetch(
     pending: Sequence[steps.Metrics],
     name: str,
     step: int,
     checkpoints: checkpoint.Checkpoints,
-) -> dict[str, Any]:
+) -> list[dict[str, float]]:
     """Fetch the metrics of the steps since the last look; stop if one is not finite."""
-    host = jax.device_get(list(pending))
-    losses = [float(metrics["loss"]) for metrics in host]
+    host = [
+        {key: float(value) for key, value in metrics.items()}
+        for metrics in jax.device_get(list(pending))
+    ]
+    losses = [metrics["loss"] for metrics in host]
     if not all(math.isfinite(loss) for loss in losses):
         first = step - len(losses) + 1
         bad = first + next(i for i, v in enumerate(losses) if not math.isfinite(v))
@@ -294,15 +296,21 @@ def _mean_of(
             f"{name}: the loss is not finite at step {bad}; {kept}; lower"
             f" config.{name}.learning_rate or set clip_norm, with a new --workdir"
         )
-    means = {key: float(np.mean([m[key] for m in host])) for key in host[0]}
-    return {**means, "losses": losses}
+    return host
+
+
+def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the mean over steps, under the names that the logs use."""
+    return {
+        f"train/{key}": float(np.mean([m[key] for m in metrics])) for key in metrics[0]
+    }
 
 
 def _validate(
-    eval_step: Callable[..., jax.Array],
+    eval_step: EvalStep,
     state: TrainState,
     images: Images,
-    mesh: Mesh,
+    mesh: parallel.Mesh,
     batch_size: int,
     target_sensitivity: float,
 ) -> dict[str, float]:

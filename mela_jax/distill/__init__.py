@@ -1,1 +1,1 @@
-"""Soft losses: what a student learns from its teacher, one file per kind of knowledge."""
+"""Soft losses: what a student learns from a teacher, one file per kind."""

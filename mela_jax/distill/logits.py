@@ -22,7 +22,7 @@ def binary_kd(
       temperature: T > 0.
 
     Returns:
-      float32[B], >= 0 (up to rounding) and finite for logits up to 1e4 in size and beyond.
+      float32[B], >= 0 (up to rounding) and finite for logits of +-1e4 and more.
 
     >>> float(binary_kd(jnp.array([2.0]), jnp.array([2.0]), temperature=2.0)[0])
     0.0
@@ -43,13 +43,15 @@ def binary_kd(
     return temperature**2 * kl
 
 
-def total_loss(hard: jax.Array, soft: jax.Array, *, alpha: float) -> jax.Array:
+def total_loss(
+    hard: jax.Array | float, soft: jax.Array | float, *, alpha: float
+) -> jax.Array:
     """Return (1 - alpha) * hard + alpha * soft.
 
     `alpha` is the share of the **soft** loss: 0 is training without a teacher. Some
     papers write it the other way round, alpha * hard + (1 - alpha) * soft.
     """
-    return (1.0 - alpha) * hard + alpha * soft
+    return jnp.asarray((1.0 - alpha) * hard + alpha * soft)
 
 
 def check_are_logits(outputs: np.ndarray, *, source: str) -> None:
@@ -70,6 +72,6 @@ def check_are_logits(outputs: np.ndarray, *, source: str) -> None:
         raise UserError(f"{source}: the teacher's outputs are not all finite")
     if outputs.min() >= 0.0 and outputs.max() <= 1.0:
         raise UserError(
-            f"{source}: all {outputs.size} outputs of the teacher lie in [0, 1], so they"
-            " are probabilities, not logits; distillation needs logits"
+            f"{source}: all {outputs.size} outputs of the teacher lie in [0, 1], so"
+            " they are probabilities, not logits; distillation needs logits"
         )

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
 from mela_jax.evaluation import plots
-from mela_jax.atomic import write_atomically
 from mela_jax.evaluation.intervals import (
     PairedDifferences,
     clustered_bootstrap,

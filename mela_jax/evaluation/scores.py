@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mela_jax.errors import UserError
 from mela_jax.atomic import write_atomically
+from mela_jax.errors import UserError
 
 COLUMNS = ("image_id", "lesion_id", "label", "score")
 

@@ -180,8 +180,10 @@ def _lax_conv(x: jax.Array, kernel: jax.Array, strides: int, padding: Any) -> ja
     )
 
 
-def _tap(padded: jax.Array, i: int, j: int, out_hw: tuple[int, int], s: int):
-    """Slice the pixels of `padded` [..., H, W, C] that tap (i, j) of the window sees."""
+def _tap(
+    padded: jax.Array, i: int, j: int, out_hw: tuple[int, ...], s: int
+) -> jax.Array:
+    """Slice the pixels of `padded` [..., H, W, C] that tap (i, j) sees."""
     h, w = out_hw
     lead = padded.ndim - 3
     return lax.slice(
@@ -195,10 +197,6 @@ def _tap(padded: jax.Array, i: int, j: int, out_hw: tuple[int, int], s: int):
 
 def _pad(x: jax.Array, pads: tuple[tuple[int, int], tuple[int, int]]) -> jax.Array:
     return jnp.pad(x, ((0, 0), *pads, (0, 0)))
-
-
-def _out_size(size: int, pad: tuple[int, int], k: int, strides: int) -> int:
-    return (size + sum(pad) - k) // strides + 1
 
 
 def _correlate(padded: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
@@ -215,15 +213,21 @@ def _correlate(padded: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _shifted_conv(x: jax.Array, kernel: jax.Array, strides: int, pads: Any):
+def _shifted_conv(
+    x: jax.Array, kernel: jax.Array, strides: int, pads: Any
+) -> jax.Array:
     return _correlate(_pad(x, pads), kernel, strides)
 
 
-def _shifted_fwd(x: jax.Array, kernel: jax.Array, strides: int, pads: Any):
+def _shifted_fwd(
+    x: jax.Array, kernel: jax.Array, strides: int, pads: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _shifted_conv(x, kernel, strides, pads), (x, kernel)
 
 
-def _shifted_bwd(strides: int, pads: Any, residuals: Any, g: jax.Array):
+def _shifted_bwd(
+    strides: int, pads: Any, residuals: Any, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     k = kernel.shape[0]
     # Input gradient: the same sum over the cotangent, spread out by the strides and
@@ -240,7 +244,9 @@ def _shifted_bwd(strides: int, pads: Any, residuals: Any, g: jax.Array):
     return dx, _kernel_gradient(_pad(x, pads), g, strides, k).astype(kernel.dtype)
 
 
-def _kernel_gradient(padded: jax.Array, g: jax.Array, strides: int, k: int):
+def _kernel_gradient(
+    padded: jax.Array, g: jax.Array, strides: int, k: int
+) -> jax.Array:
     """Correlate input and cotangent, image by image, all taps in one pass.
 
     One reduction per tap over the whole batch reads both arrays from memory k*k
@@ -248,10 +254,14 @@ def _kernel_gradient(padded: jax.Array, g: jax.Array, strides: int, k: int):
     becomes a single loop over it.
     """
 
-    def add(total: tuple[jax.Array, ...], more: tuple[jax.Array, ...]):
+    def add(
+        total: tuple[jax.Array, ...], more: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, ...]:
         return tuple(a + b for a, b in zip(total, more, strict=True))
 
-    def add_image(total: tuple[jax.Array, ...], pair: tuple[jax.Array, jax.Array]):
+    def add_image(
+        total: tuple[jax.Array, ...], pair: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, ...], None]:
         image, cotangent = (a.astype(jnp.float32) for a in pair)
         products = tuple(
             _tap(image, i, j, g.shape[1:3], strides) * cotangent

@@ -73,7 +73,7 @@ def _keep_mask(
     `nn.Dropout` would draw from one key a device, and so the masks, and the loss,
     would depend on the number of devices.
     """
-    first = 0
+    first: int | jax.Array = 0
     if batch_axis_name is not None:
         first = jax.lax.axis_index(batch_axis_name) * shape[0]
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(
