@@ -1,9 +1,9 @@
 """The student of ham10000_kd_cpu alone, without a teacher: what distillation must beat.
 
-    python -m mela_jax.main --config=configs/baseline_student.py --workdir=runs/baseline
+    python -m mela_jax.main --config=configs/baseline_student.py --workdir=runs/base
 
-`ham10000_kd_cpu.py` trains the same baseline beside the distilled student, from the same
-initial weights and with the same views, and compares the two in its report.
+`ham10000_kd_cpu.py` trains the same baseline beside the distilled student, from the
+same initial weights and with the same views, and compares the two in its report.
 """
 
 from ml_collections import ConfigDict

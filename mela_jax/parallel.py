@@ -8,6 +8,7 @@ it is written out here.) The same code runs on one device, on several, and on se
 processes.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,27 @@ def set_up(*, cpu_devices: int, distributed: bool, compilation_cache: Path) -> N
       distributed: join the other processes of this run, found through the cluster's
         environment or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
       compilation_cache: folder where compiled functions are kept between runs.
+
+    Raises:
+      UserError: when the other processes cannot be found or joined.
     """
     jax.config.update("jax_num_cpu_devices", cpu_devices)
     # A second start then waits for no compiler.
     jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
-    if distributed:
-        jax.distributed.initialize()
+    if not distributed:
+        return
+    try:
+        # On its own, initialize() reads the address from the environment but neither
+        # number; None leaves both to the cluster it finds itself in.
+        jax.distributed.initialize(
+            num_processes=_environment_int("JAX_NUM_PROCESSES"),
+            process_id=_environment_int("JAX_PROCESS_ID"),
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--distributed: cannot join the other processes ({error}); set"
+            " JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from error
 
 
 def make_mesh() -> Mesh:
@@ -145,3 +161,8 @@ def describe_devices() -> list[str]:
     """Return one line for each kind of device: how many, which."""
     kinds = [f"{d.platform} {d.device_kind}" for d in jax.devices()]
     return [f"{kinds.count(kind)} x {kind}" for kind in sorted(set(kinds))]
+
+
+def _environment_int(name: str) -> int | None:
+    value = os.environ.get(name)
+    return None if value is None else int(value)

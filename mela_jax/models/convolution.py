@@ -146,7 +146,10 @@ class DepthwiseConv(nn.Module):
         k = self.kernel_size
         kernel = self.param(
             "kernel",
-            nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
+            # He et al. 2015. The fan in is k * k, as each channel sees only itself; a
+            # fan that counts all channels would start so small that batch norm's
+            # epsilon drowns the signal.
+            nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal"),
             (k, k, 1, x.shape[-1]),
             jnp.float32,
         )
