@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     c.teacher.learning_rate = 5e-4
     c.teacher.ema_decay = 0.99
     c.student.init = "random"
-    c.student.epochs = 28
+    c.student.epochs = 16
     c.student.batch_size = 32
     c.student.learning_rate = 2e-3
     c.student.weight_decay = 0.02

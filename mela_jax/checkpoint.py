@@ -220,4 +220,6 @@ def _write_error(path: Path, error: Exception) -> UserError:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    # tensorstore names the file at length and says only then what is wrong with it.
+    return line if len(line) <= 240 else f"{line[:80]} ... {line[-150:]}"

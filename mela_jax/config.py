@@ -6,6 +6,7 @@ returns the result from `get_config()`; the command line overrides single fields
 default.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,10 +226,21 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def unknown_field(error: AttributeError) -> str:
+def unknown_field(error: AttributeError | KeyError) -> str:
     """Say in one line which field a command line misnamed, and list the valid ones."""
-    reason = " ".join(str(error).replace("\\'", "'").strip("\"'").split())
-    return f"--config: no field {reason}; the fields are: {', '.join(_field_names())}"
+    # KeyError's repr within the message: 'name', and perhaps: Did you mean "other".
+    field, *meant = re.findall(r"""["']([\w.-]+)\\?["']""", str(error)) or [str(error)]
+    hint = f" (did you mean {meant[0]!r}?)" if meant else ""
+    names = ", ".join(_field_names())
+    return f"--config: no field {field!r}{hint}; the fields are: {names}"
+
+
+def list_fields() -> str:
+    """Return every field with its default, one a line, for --help."""
+    fields = flatten(default().to_dict())
+    lines = [f"  --config.{name}={value!r}" for name, value in fields.items()]
+    about = "fields and their defaults (explained in mela_jax/config.py):"
+    return "\n".join([about, *lines])
 
 
 def _field_names() -> list[str]:

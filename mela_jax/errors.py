@@ -1,4 +1,4 @@
-"""The one exception type for mistakes a user can mend."""
+"""What ends a run early with one line for its user, and no traceback."""
 
 
 class UserError(Exception):
@@ -8,3 +8,7 @@ class UserError(Exception):
     status; they never show a traceback for it. The message says what is wrong,
     where, and what to do.
     """
+
+
+class Stopped(UserError):
+    """The run was asked to stop (SIGTERM or Ctrl-C) and has saved where it is."""

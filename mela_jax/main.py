@@ -10,8 +10,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from mela_jax.config import expand_user, unknown_field
-from mela_jax.errors import UserError
+from mela_jax.config import expand_user, list_fields, unknown_field
+from mela_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, a file of configs/.", lock_config=True
@@ -24,19 +24,18 @@ _DISTRIBUTED = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> int:
     """Run the job and return its exit status: 0 done, 2 refused, 143 told to stop."""
+    if {"-h", "--help"} & set(argv[1:]):
+        print(f"{__doc__}\n{flags.FLAGS.main_module_help()}\n\n{list_fields()}")
+        return 0
     try:
         config, workdir = _parse(argv)
         # After the flags: a mistyped one is answered at once.
         from mela_jax import parallel, pipeline
-        from mela_jax.train import Stopped
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    # Orbax logs its account of every file it touches through the same logger.
-    logging.get_absl_handler().addFilter(lambda line: "orbax" not in line.pathname)
-    try:
+
+        logging.use_absl_handler()
+        logging.set_verbosity(logging.INFO)
+        # Orbax logs its account of every file it touches through the same logger.
+        logging.get_absl_handler().addFilter(lambda line: "orbax" not in line.pathname)
         parallel.set_up(
             cpu_devices=config.cpu_devices,
             distributed=_DISTRIBUTED.value,
@@ -57,12 +56,14 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     """Return the configuration and the workdir, or raise UserError."""
     try:
-        flags.FLAGS(argv)
+        stray = flags.FLAGS(argv)[1:]
         config = _CONFIG.value
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         raise UserError(unknown_field(error)) from error
     except (flags.Error, OSError, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
+    if stray:
+        raise UserError(f"{stray[0]!r} is not a flag; a field is --config.field=value")
     if config is None:
         raise UserError("--config is missing: give a file of configs/")
     if not _WORKDIR.value:

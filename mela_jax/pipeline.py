@@ -4,6 +4,7 @@ Every stage leaves its result in the workdir and is skipped when that is there.
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -448,6 +449,9 @@ def report(
     predictions: dict[str, dict[str, Predictions]],
 ) -> dict[str, Any]:
     """Choose operating points on validation, measure them on test, write it down."""
+    if not parallel.is_main_process():
+        parallel.wait_for_all("report")
+        return json.loads((workdir / "report" / "metrics.json").read_text())
     measured = {
         name: {
             "name": model.description["model"],
@@ -468,11 +472,8 @@ def report(
         if config.distill.enabled
         else "none"
     )
-    target_directory = workdir / "report"
-    if not parallel.is_main_process():
-        target_directory = workdir / f".report-of-process-{jax.process_index()}"
-    return write_report(
-        target_directory,
+    metrics = write_report(
+        workdir / "report",
         models=measured,
         predictions=predictions,
         histories={name: m.description["history"] for name, m in models.items()},
@@ -496,6 +497,8 @@ def report(
         num_bootstrap=config.num_bootstrap,
         seed=config.seed,
     )
+    parallel.wait_for_all("report")
+    return metrics
 
 
 def summary(metrics: dict[str, Any], workdir: Path) -> str:

@@ -21,16 +21,12 @@ from tqdm import tqdm
 from mela_jax import checkpoint, optim, parallel, steps
 from mela_jax.data.augment import AugmentSettings
 from mela_jax.data.input_pipeline import make_eval_batches, make_train_batches
-from mela_jax.errors import UserError
+from mela_jax.errors import Stopped, UserError
 from mela_jax.evaluation.report import selection_metrics
 from mela_jax.state import TrainState, Variables, create_state
 
 History = list[dict[str, float]]
 EvalStep = Callable[[Variables, jax.Array], jax.Array]
-
-
-class Stopped(UserError):
-    """The run was asked to stop (SIGTERM or Ctrl-C) and has saved where it is."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,8 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.job import Job  # noqa: E402
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_num_cpu_devices", 8)
@@ -49,3 +51,18 @@ def ham10000_small(shared: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no HAM10000 at 200x150 pixels: {folder} is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Return the smallest whole job, whose runs share images and compiled programs."""
+    return Job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="session")
+def finished(job: Job) -> Path:
+    """Return the workdir of a finished, uninterrupted run. Tests must not change it."""
+    workdir = job.root / "finished"
+    done = job.run(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir

@@ -34,11 +34,13 @@ DEVICES = (
 
 # A module may import those of its own line and of the lines below it, never above.
 LAYERS = (
-    ("mela_jax.main",),
+    ("mela_jax.main", "mela_jax.predict"),
+    ("mela_jax.inference",),
     ("mela_jax.pipeline",),
     ("mela_jax.train",),
     ("mela_jax.steps",),
     (
+        "mela_jax.atomic",
         "mela_jax.checkpoint",
         "mela_jax.config",
         "mela_jax.data",
@@ -46,9 +48,11 @@ LAYERS = (
         "mela_jax.errors",
         "mela_jax.evaluation",
         "mela_jax.losses",
+        "mela_jax.memory",
         "mela_jax.models",
         "mela_jax.optim",
         "mela_jax.parallel",
+        "mela_jax.run_record",
         "mela_jax.state",
     ),
 )
