@@ -1,0 +1,1 @@
+"""From checkpoint to phone file. Not built yet: see CHANGELOG.md."""

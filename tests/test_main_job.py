@@ -1,0 +1,385 @@
+"""The whole job, as its user runs it: what it leaves behind, and that it repeats."""
+
+import csv
+import json
+import math
+import re
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from mela_jax import config as mela_config
+from mela_jax import parallel, pipeline
+from mela_jax.checkpoint import fingerprint
+from mela_jax.data.load import load_records
+from mela_jax.errors import UserError
+from tests.job import Finished, Job
+
+MODELS = ("teacher", "student", "baseline")
+SPLITS = ("val", "test")
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_scores(workdir: Path, model: str, split: str):
+    """Return lesions, labels and scores, read without the code under test."""
+    rows = read_table(workdir / "predictions" / f"{model}_{split}.csv")
+    return (
+        np.array([row["lesion_id"] for row in rows]),
+        np.array([int(row["label"]) for row in rows]),
+        np.array([float(row["score"]) for row in rows]),
+    )
+
+
+def wilson(successes: int, n: int) -> dict[str, float | None]:
+    """Wilson (1927), written out."""
+    if n == 0:
+        return {"value": None, "low": 0.0, "high": 1.0}
+    z, p = norm.ppf(0.975), successes / n
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
+
+
+def highest_threshold(labels: np.ndarray, scores: np.ndarray, target: float) -> float:
+    """By trial: the highest score at which enough melanomas are flagged."""
+    melanomas = scores[labels == 1]
+    return max(t for t in set(scores) if np.mean(melanomas >= t) >= target)
+
+
+def replicates(lesions: np.ndarray, *, num: int, seed: int) -> list[np.ndarray]:
+    """Return the rows of each replicate: whole lesions, drawn with replacement."""
+    members = defaultdict(list)
+    for row, lesion in enumerate(lesions):
+        members[lesion].append(row)
+    groups = [np.array(members[lesion]) for lesion in sorted(members)]
+    drawn = np.random.default_rng(seed).integers(len(groups), size=(num, len(groups)))
+    return [np.concatenate([groups[i] for i in row]) for row in drawn]
+
+
+def limits(values: list[float]) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return pytest.approx(low), pytest.approx(high)
+
+
+def area(metric, lesions, labels, scores) -> dict:
+    values = [
+        metric(labels[rows], scores[rows])
+        for rows in replicates(lesions, num=100, seed=0)
+        if 0 < labels[rows].sum() < len(rows)
+    ]
+    low, high = limits(values)
+    value = pytest.approx(metric(labels, scores))
+    return {"value": value, "low": low, "high": high}
+
+
+@pytest.fixture(scope="module")
+def metrics(finished: Path) -> dict:
+    return read_json(finished / "report" / "metrics.json")
+
+
+def test_workdir_holds_what_the_readme_promises(finished: Path):
+    for name in MODELS:
+        assert (finished / name / "model.json").is_file()
+        assert (finished / name / "variables").is_dir()
+        assert any((finished / name / "checkpoints").iterdir())
+        assert list((finished / name / "scalars").glob("events.out.tfevents.*"))
+    for plot in ("roc", "precision_recall", "threshold", "training", "scores"):
+        path = finished / "report" / f"{plot}.png"
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert f"{plot}.png" in (finished / "report" / "report.md").read_text()
+    assert not [p for p in finished.rglob("*") if "tmp" in p.name]
+
+
+def test_config_json_tells_what_made_the_run(finished: Path, job: Job):
+    content = read_json(finished / "config.json")
+    assert content["config"] == json.loads(job.config().to_json())
+    assert set(mela_config.flatten(content["config"])) == set(
+        mela_config.flatten(mela_config.default().to_dict())
+    )
+    made = content["provenance"]
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?|unknown", made["git_commit"])
+    assert {"jax", "flax", "numpy", "tensorflow"} <= set(made["packages"])
+    assert made["seeds"] == {"seed": 0, "split_seed": 0}
+    assert made["devices"] == ["1 x cpu cpu"]
+    table = read_table(finished / "splits.csv")
+    assert content["data"]["images"] == len(table)
+    assert content["data"]["lesions"] == 40
+    assert content["data"]["melanomas"] == sum(int(row["label"]) for row in table)
+
+
+def test_no_lesion_is_in_two_splits(finished: Path):
+    table = read_table(finished / "splits.csv")
+    splits = defaultdict(set)
+    for row in table:
+        splits[row["lesion_id"]].add(row["split"])
+    assert all(len(found) == 1 for found in splits.values())
+    assert {row["split"] for row in table} == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_image_of_a_split_is_scored_once(finished: Path, model: str, split: str):
+    path = finished / "predictions" / f"{model}_{split}.csv"
+    assert path.read_text().splitlines()[0] == "image_id,lesion_id,label,score"
+    found = read_table(path)
+    wanted = [r for r in read_table(finished / "splits.csv") if r["split"] == split]
+    columns = ("image_id", "lesion_id", "label")
+    assert sorted([r[c] for c in columns] for r in found) == sorted(
+        [r[c] for c in columns] for r in wanted
+    )
+    assert all(0 < float(row["score"]) < 1 for row in found)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_figure_follows_from_the_predictions(
+    finished: Path, metrics: dict, model: str, split: str
+):
+    _, labels, scores = read_scores(finished, model, "val")
+    # Validation alone decides, whichever split is then measured.
+    threshold = highest_threshold(labels, scores, 0.95)
+    lesions, labels, scores = read_scores(finished, model, split)
+    flagged, melanoma = scores >= threshold, labels == 1
+    tp, fp = int((flagged & melanoma).sum()), int((flagged & ~melanoma).sum())
+    tn, fn = int((~flagged & ~melanoma).sum()), int((~flagged & melanoma).sum())
+    found = metrics["models"][model][split]
+    point = dict(found["operating_point"])
+    for name, (successes, n) in {
+        "sensitivity": (tp, tp + fn),
+        "specificity": (tn, tn + fp),
+        "ppv": (tp, tp + fp),
+        "npv": (tn, tn + fn),
+    }.items():
+        assert point.pop(name) == pytest.approx(wilson(successes, n), abs=1e-9)
+    assert point == {
+        "target_sensitivity": 0.95,
+        "threshold": threshold,
+        "chosen_on": "val",
+        "confusion": {"tp": tp, "fp": fp, "tn": tn, "fn": fn},
+        "flags_everyone": bool(flagged.all()),
+    }
+    assert (found["n"], found["positives"]) == (len(labels), melanoma.sum())
+    assert found["roc_auc"] == area(roc_auc_score, lesions, labels, scores)
+    assert found["pr_auc"] == area(average_precision_score, lesions, labels, scores)
+
+
+@pytest.mark.parametrize("other", ["teacher", "baseline"])
+def test_every_difference_follows_from_the_predictions(
+    finished: Path, metrics: dict, other: str
+):
+    names = ("student", other)
+    lesions, labels, _ = read_scores(finished, "student", "test")
+    scores = {name: read_scores(finished, name, "test")[2] for name in names}
+    flagged = {
+        name: scores[name]
+        >= highest_threshold(*read_scores(finished, name, "val")[1:], 0.95)
+        for name in names
+    }
+
+    def figures(rows: np.ndarray) -> dict[str, float]:
+        melanoma = labels[rows] == 1
+        a, b = (
+            {
+                "roc_auc": roc_auc_score(melanoma, scores[name][rows]),
+                "specificity": np.mean(~flagged[name][rows][~melanoma]),
+                "sensitivity": np.mean(flagged[name][rows][melanoma]),
+            }
+            for name in names
+        )
+        return {key: a[key] - b[key] for key in a}
+
+    kept = [
+        figures(rows)
+        for rows in replicates(lesions, num=100, seed=0)
+        if 0 < labels[rows].sum() < len(rows)
+    ]
+    found = dict(metrics["comparisons"][f"student_minus_{other}"])
+    assert found.pop("split") == "test"
+    for name, value in figures(np.arange(len(labels))).items():
+        low, high = limits([row[name] for row in kept])
+        assert found.pop(name) == {
+            "difference": pytest.approx(value),
+            "low": low,
+            "high": high,
+            "replicates": len(kept),
+        }
+    assert not found
+
+
+def test_made_up_lesions_are_said_to_be_made_up(finished: Path, metrics: dict):
+    assert metrics["made_up_data"] is True
+    assert "MADE-UP LESIONS" in (finished / "report" / "report.md").read_text()
+
+
+def test_student_of_the_light_head_has_its_known_size(metrics: dict):
+    for name in MODELS:
+        assert metrics["models"][name]["params"] == 939_697
+        assert metrics["models"][name]["flops"] > 1e6
+
+
+def test_student_and_baseline_differ_only_by_the_teacher(finished: Path):
+    student = read_json(finished / "student" / "model.json")
+    baseline = read_json(finished / "baseline" / "model.json")
+    assert student["distilled"] and not baseline["distilled"]
+    assert student["fingerprint"] != baseline["fingerprint"]
+    for name in ("model", "pool", "hidden", "image_size", "params", "flops"):
+        assert student[name] == baseline[name]
+
+
+@pytest.fixture(scope="module")
+def repeated(job: Job, finished: Path) -> tuple[Path, Finished]:
+    """Run the same command on a copy of the finished workdir."""
+    workdir = job.root / "repeated"
+    shutil.copytree(finished, workdir)
+    return workdir, job.run(workdir)
+
+
+def test_same_command_again_runs_no_stage_again(
+    finished: Path, repeated: tuple[Path, Finished]
+):
+    workdir, done = repeated
+    assert done.returncode == 0, done.stderr
+    for name in MODELS:
+        assert f"{name}: finished before" in done.stderr
+    assert "train/loss" not in done.stderr
+    for path in (
+        *(f"{name}/model.json" for name in MODELS),
+        *(f"predictions/{m}_{s}.csv" for m in MODELS for s in SPLITS),
+        "config.json",
+    ):
+        # copytree keeps the time of change.
+        assert (workdir / path).stat().st_mtime == (finished / path).stat().st_mtime
+
+
+def test_same_command_again_reports_the_same(
+    metrics: dict, repeated: tuple[Path, Finished]
+):
+    workdir, done = repeated
+    assert read_json(workdir / "report" / "metrics.json") == metrics
+    for line in ("MADE-UP LESIONS", "This is not a diagnosis.", f"Report: {workdir}"):
+        assert line in done.stdout
+
+
+def test_other_configuration_on_the_same_workdir_is_refused(job: Job, finished: Path):
+    before = (finished / "config.json").read_bytes()
+    line = job.run(
+        finished, "--config.student.epochs=3", "--config.seed=7"
+    ).error_line()
+    assert "student.epochs: 2 -> 3" in line
+    assert "seed: 0 -> 7" in line
+    assert "choose another --workdir" in line
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_teacher_of_another_run_gives_the_same_student(job: Job, finished: Path):
+    # A fresh workdir, the same seeds and the same teacher: not one bit may differ.
+    workdir = job.root / "taught"
+    done = job.run(
+        workdir, f"--config.teacher.checkpoint={finished}", "--config.baseline=False"
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (workdir / "teacher").exists()
+    assert (
+        read_json(workdir / "student" / "model.json")["fingerprint"]
+        == read_json(finished / "student" / "model.json")["fingerprint"]
+    )
+    for name in ("teacher", "student"):
+        for split in SPLITS:
+            path = f"predictions/{name}_{split}.csv"
+            assert (workdir / path).read_bytes() == (finished / path).read_bytes()
+
+
+def obtain_teacher(job: Job, workdir: Path, *, split_seed: int, checkpoint: Path):
+    config = job.config()
+    # The folder of made-up lesions, read as the user's own.
+    config.data.name = "csv"
+    config.data.split_seed = split_seed
+    config.teacher.checkpoint = str(checkpoint)
+    records, images = pipeline.load_images(config, workdir)
+    return pipeline.obtain_teacher(
+        config, workdir, records, images, parallel.make_mesh()
+    )
+
+
+@pytest.mark.parametrize("folder", [".", "teacher"])
+def test_teacher_is_taken_from_a_workdir_or_its_folder(
+    job: Job, finished: Path, tmp_path: Path, folder: str
+):
+    teacher = obtain_teacher(job, tmp_path, split_seed=0, checkpoint=finished / folder)
+    wanted = read_json(finished / "teacher" / "model.json")["fingerprint"]
+    assert fingerprint(teacher.variables) == wanted
+
+
+def test_teacher_that_has_seen_the_test_lesions_is_refused(
+    job: Job, finished: Path, tmp_path: Path
+):
+    with pytest.raises(UserError, match="was trained or selected on .* splits_file"):
+        obtain_teacher(job, tmp_path, split_seed=1, checkpoint=finished)
+
+
+def test_teacher_whose_split_is_unknown_is_refused(
+    job: Job, finished: Path, tmp_path: Path
+):
+    shutil.copytree(finished / "teacher", tmp_path / "moved" / "teacher")
+    with pytest.raises(UserError, match="splits.csv is missing"):
+        obtain_teacher(
+            job, tmp_path / "run", split_seed=0, checkpoint=tmp_path / "moved"
+        )
+
+
+def test_predict_gives_the_scores_of_the_run(job: Job, finished: Path, metrics: dict):
+    output = job.root / "scores.csv"
+    done = job.run_module(
+        "mela_jax.predict",
+        f"--model={finished}",
+        f"--images={job.data}",
+        f"--output={output}",
+    )
+    assert done.returncode == 0, done.stderr
+    rows = read_table(output)
+    assert len(rows) == len(read_table(finished / "splits.csv"))
+    threshold = metrics["models"]["student"]["val"]["operating_point"]["threshold"]
+    for row in rows:
+        assert float(row["threshold"]) == threshold
+        flagged = float(row["score"]) >= threshold
+        assert row["decision"] == ("flagged" if flagged else "not_flagged")
+    scores = {Path(row["image"]).name: float(row["score"]) for row in rows}
+    for split in SPLITS:
+        for row in read_table(finished / "predictions" / f"student_{split}.csv"):
+            found = scores[row["image_id"]]
+            assert found == pytest.approx(float(row["score"]), abs=1e-6)
+
+
+def test_folds_test_every_image_once(job: Job, finished: Path):
+    config = job.config()
+    records = load_records(
+        name="phantom", directory=job.data, download=False, phantom_lesions=40, seed=0
+    )
+    tested: list[str] = []
+    for fold in range(config.data.num_folds):
+        config.data.fold = fold
+        mela_config.validate(config)
+        splits = pipeline.split_records(config, records)
+        assert set(splits.values()) == {"train", "val", "test"}
+        tested += [image for image, split in splits.items() if split == "test"]
+    assert sorted(tested) == sorted(r.image_id for r in records)
+
+
+def test_help_names_the_flags(job: Job):
+    done = job.run_module("mela_jax.main", "--help")
+    assert done.returncode == 0, done.stderr
+    for word in ("--config", "--workdir", "student.learning_rate"):
+        assert word in done.stdout

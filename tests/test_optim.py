@@ -1,0 +1,81 @@
+"""The optimizer: its schedule, what it decays, what it clips."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mela_jax import optim
+
+
+def test_schedule_warms_up_from_zero_peaks_and_ends_at_zero():
+    schedule = optim.make_schedule(learning_rate=0.4, total_steps=110, warmup_steps=10)
+    assert float(schedule(0)) == 0.0
+    assert float(schedule(5)) == pytest.approx(0.2)
+    assert float(schedule(10)) == pytest.approx(0.4)
+    # Half a cosine over the 100 steps that follow.
+    for step in (35, 60, 85):
+        cosine = 0.4 * (1 + np.cos(np.pi * (step - 10) / 100)) / 2
+        assert float(schedule(step)) == pytest.approx(cosine, rel=1e-5)
+    assert float(schedule(110)) == pytest.approx(0.0, abs=1e-8)
+
+
+def test_schedule_without_warm_up_starts_at_the_peak():
+    schedule = optim.make_schedule(learning_rate=0.4, total_steps=100, warmup_steps=0)
+    assert float(schedule(0)) == pytest.approx(0.4)
+    assert float(schedule(100)) == pytest.approx(0.0, abs=1e-8)
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 5])
+def test_warm_up_longer_than_the_run_still_trains(total_steps: int):
+    schedule = optim.make_schedule(
+        learning_rate=0.4, total_steps=total_steps, warmup_steps=500
+    )
+    rates = [float(schedule(step)) for step in range(total_steps)]
+    assert np.isfinite(rates).all()
+    assert max(rates) == pytest.approx(0.4)
+
+
+def parameters() -> dict[str, dict[str, jax.Array]]:
+    """Make the kinds of parameters that the networks have."""
+    return {
+        "conv": {"kernel": jnp.full((3, 3, 2, 4), 2.0)},
+        "bn": {"scale": jnp.full(4, 2.0), "bias": jnp.full(4, 2.0)},
+        "logits": {"kernel": jnp.full((4, 1), 2.0), "bias": jnp.full(1, 2.0)},
+    }
+
+
+def updates_of(gradients, *, weight_decay: float, clip_norm: float):
+    """Return the first step's updates, at a learning rate of 0.1."""
+    params = parameters()
+    optimizer = optim.make_optimizer(
+        learning_rate=0.1,
+        total_steps=100,
+        warmup_steps=0,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+    )
+    return optimizer.update(gradients, optimizer.init(params), params)
+
+
+def test_weight_decay_shrinks_kernels_but_not_batch_norm_and_biases():
+    zeros = jax.tree.map(jnp.zeros_like, parameters())
+    updates, _ = updates_of(zeros, weight_decay=0.5, clip_norm=0.0)
+    for layer in ("conv", "logits"):
+        np.testing.assert_allclose(updates[layer]["kernel"], -0.1 * 0.5 * 2.0)
+    for vector in (updates["bn"]["scale"], updates["bn"]["bias"]):
+        np.testing.assert_array_equal(vector, 0.0)
+    np.testing.assert_array_equal(updates["logits"]["bias"], 0.0)
+
+
+@pytest.mark.parametrize(("clip_norm", "scale"), [(0.0, 1.0), (1e6, 1.0), (0.5, None)])
+def test_gradient_is_clipped_by_its_global_norm(clip_norm: float, scale: float | None):
+    gradients = jax.tree.map(lambda p: 3.0 * jnp.ones_like(p), parameters())
+    if scale is None:
+        scale = clip_norm / float(optax.global_norm(gradients))
+    _, state = updates_of(gradients, weight_decay=0.0, clip_norm=clip_norm)
+    # Adam's step does not show the gradient's size; its first moment does.
+    moment = optax.tree_utils.tree_get(state, "mu")
+    for leaf in jax.tree.leaves(moment):
+        np.testing.assert_allclose(leaf, (1 - 0.9) * 3.0 * scale, rtol=1e-5)

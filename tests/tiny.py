@@ -1,0 +1,146 @@
+"""A network that compiles in a second, and a training run with it.
+
+Shared by the tests of the training step and by the processes that they start.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mela_jax import losses, optim, parallel, steps
+from mela_jax.models.head import Classifier, Head
+from mela_jax.state import TrainState, Variables, create_state
+
+IMAGE_SIZE = 8
+BATCH_SIZE = 16
+TEMPERATURE = 2.0
+SEED = 3
+
+
+class Body(nn.Module):
+    """One convolution with the batch norm that is averaged over the devices.
+
+    The convolution has no bias: batch norm takes its gradient away but for rounding,
+    and Adam would make a whole step of the rounding.
+    """
+
+    bn_axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        """Map [B, H, W, 3] in [0, 255] to [B, H / 2, W / 2, 6]."""
+        x = image.astype(jnp.float32) / 127.5 - 1.0
+        x = nn.Conv(6, (3, 3), strides=2, use_bias=False, dtype=self.dtype)(x)
+        x = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=0.9,
+            axis_name=self.bn_axis_name,
+            dtype=self.dtype,
+        )(x)
+        return jax.nn.relu(x)
+
+
+def network(
+    *, axis_name: str | None, dropout: float = 0.0, dtype: Any = jnp.float32
+) -> Classifier:
+    """Return the network, whose batch is spread over the axis `axis_name`, if any."""
+    return Classifier(
+        body=Body(bn_axis_name=axis_name, dtype=dtype),
+        head=Head(dropout=dropout, batch_axis_name=axis_name),
+    )
+
+
+def initial(model: nn.Module, *, seed: int) -> Variables:
+    """Return random variables on the host."""
+    image = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
+    init = jax.jit(lambda key: model.init(key, image, train=False))
+    return jax.device_get(init(jax.random.key(seed)))
+
+
+def batch(step: int) -> dict[str, np.ndarray]:
+    """Return the whole batch of a step, over all devices and processes."""
+    rng = np.random.default_rng([7, step])
+    shape = (BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3)
+    return {
+        "image": rng.uniform(0, 255, shape).astype(np.float32),
+        "label": rng.integers(0, 2, BATCH_SIZE).astype(np.int32),
+    }
+
+
+def share_of(
+    whole: dict[str, np.ndarray], *, process: int, of: int
+) -> dict[str, np.ndarray]:
+    """Return the rows of a batch that one of `of` processes feeds to its devices."""
+    return {
+        key: np.split(value, of)[process]  # consecutive rows, in order
+        for key, value in whole.items()
+    }
+
+
+def hard_objective() -> steps.Objective:
+    """Return the objective of learning from labels alone."""
+    return steps.make_hard_objective(losses.bce)
+
+
+def distill_objective(teacher: nn.Module, *, alpha: float) -> steps.Objective:
+    """Return the objective of learning from labels and a teacher."""
+    return steps.make_distill_objective(
+        losses.bce,
+        teacher=teacher,
+        alpha=alpha,
+        temperature=TEMPERATURE,
+        axis_name=parallel.BATCH_AXIS,
+    )
+
+
+def make_run(
+    mesh: parallel.Mesh,
+    model: nn.Module,
+    objective: steps.Objective,
+    *,
+    ema_decay: float = 0.0,
+    learning_rate: float = 1e-2,
+    total_steps: int = 10,
+) -> tuple[TrainState, Any]:
+    """Return the state before the first step, and the step over the mesh's devices."""
+    optimizer = optim.make_optimizer(
+        learning_rate=learning_rate,
+        total_steps=total_steps,
+        warmup_steps=0,
+        weight_decay=1e-4,
+        clip_norm=1.0,
+    )
+    step = steps.make_train_step(
+        model,
+        optimizer,
+        objective,
+        ema_decay=ema_decay,
+        seed=SEED,
+        axis_name=parallel.BATCH_AXIS,
+    )
+    state = create_state(initial(model, seed=SEED), optimizer, use_ema=ema_decay > 0)
+    return parallel.replicate(mesh, state), parallel.map_train_step(step, mesh)
+
+
+def distil(
+    mesh: parallel.Mesh, *, num_steps: int, process: int = 0, processes: int = 1
+) -> tuple[list[dict[str, float]], Variables]:
+    """Distil a student with dropout; return each step's metrics and the variables."""
+    axis = parallel.BATCH_AXIS
+    teacher = network(axis_name=axis)
+    frozen = parallel.replicate(mesh, initial(teacher, seed=11))
+    state, train_step = make_run(
+        mesh,
+        network(axis_name=axis, dropout=0.5),
+        distill_objective(teacher, alpha=0.5),
+    )
+    history = []
+    for step in range(num_steps):
+        rows = share_of(batch(step), process=process, of=processes)
+        state, metrics = train_step(state, frozen, parallel.shard_batch(mesh, rows))
+        history.append({k: float(v) for k, v in jax.device_get(metrics).items()})
+    return history, jax.device_get(state.variables)
