@@ -20,7 +20,7 @@ test: $(INSTALLED)
 
 lint: $(INSTALLED)
 	@$(VENV_PYTHON) -m ruff check .
-	@$(VENV_PYTHON) -m ruff check --extend-select D1 --extend-exclude tests .
+	@$(VENV_PYTHON) -m ruff check --extend-select D1 --ignore D105,D107 --extend-exclude tests .
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m mypy
 

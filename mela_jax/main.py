@@ -4,7 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-# Before TensorFlow is imported: its start-up notices say nothing to a user.
+# Before TensorFlow is imported: its notices say nothing to a user. (Two lines about
+# oneDNN and CUDA come before it reads this.)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags, logging
@@ -34,8 +35,12 @@ def main(argv: list[str]) -> int:
 
         logging.use_absl_handler()
         logging.set_verbosity(logging.INFO)
-        # Orbax logs its account of every file it touches through the same logger.
-        logging.get_absl_handler().addFilter(lambda line: "orbax" not in line.pathname)
+        # Orbax logs every file it touches through the same logger; on a terminal the
+        # progress bar shows what clu's writer would log as lines between.
+        noise = ["orbax"] + ["logging_writer"] * sys.stderr.isatty()
+        logging.get_absl_handler().addFilter(
+            lambda line: not any(word in line.pathname for word in noise)
+        )
         parallel.set_up(
             cpu_devices=config.cpu_devices,
             distributed=_DISTRIBUTED.value,

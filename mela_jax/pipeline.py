@@ -40,7 +40,7 @@ from mela_jax.evaluation.scores import (
     write_predictions,
 )
 from mela_jax.models.cost import count_flops, count_params
-from mela_jax.models.pretrained import load_pretrained
+from mela_jax.models.pretrained import find_imagenet_file, load_pretrained
 from mela_jax.models.zoo import create_model
 from mela_jax.state import Variables
 from mela_jax.train import EvalStep, Images, fit, score
@@ -85,6 +85,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     with run_record.exclusive(workdir):
         mesh = parallel.make_mesh()
         records, images = load_images(config, workdir)
+        check_stages(config, images)
         models: dict[str, Model] = {}
         if config.distill.enabled:
             models["teacher"] = obtain_teacher(config, workdir, records, images, mesh)
@@ -156,6 +157,34 @@ def load_images(config: ConfigDict, workdir: Path) -> tuple[list[Record], Images
         rows=rows,
     )
     return records, images
+
+
+def check_stages(config: ConfigDict, images: Images) -> None:
+    """Find out before the teacher's hours, not after them, that a stage cannot run.
+
+    Raises:
+      UserError: when a batch size does not fit, or a file of weights is absent.
+    """
+    parallel.check_batch_size(config.eval_batch_size, field="eval_batch_size")
+    num_train = len(images.rows["train"])
+    stages = ["student"]
+    if config.distill.enabled and not config.teacher.checkpoint:
+        stages.insert(0, "teacher")
+    for name in stages:
+        stage = config[name]
+        parallel.check_batch_size(stage.batch_size, field=f"{name}.batch_size")
+        if stage.batch_size > num_train:
+            raise UserError(
+                f"config.{name}.batch_size={stage.batch_size} is larger than the"
+                f" training split ({num_train} images); lower it"
+            )
+        if stage.init == "imagenet":
+            find_imagenet_file(stage.model)
+        elif stage.init != "random" and not expand_user(stage.init).is_file():
+            raise UserError(
+                f"config.{name}.init={stage.init}: there is no such file; give a file"
+                " of weights, 'imagenet' or 'random'"
+            )
 
 
 def split_records(config: ConfigDict, records: Sequence[Record]) -> dict[str, str]:

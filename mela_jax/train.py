@@ -138,14 +138,7 @@ def fit(
       Stopped: after SIGTERM or Ctrl-C.
     """
     began = time.monotonic()
-    parallel.check_batch_size(stage.batch_size, field=f"{name}.batch_size")
-    parallel.check_batch_size(eval_batch_size, field="eval_batch_size")
     steps_per_epoch = len(images.rows["train"]) // stage.batch_size
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"config.{name}.batch_size={stage.batch_size} is larger than the training"
-            f" split ({len(images.rows['train'])} images)"
-        )
     total_steps = stage.epochs * steps_per_epoch
     optimizer = optim.make_optimizer(
         learning_rate=stage.learning_rate,

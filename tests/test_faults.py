@@ -268,14 +268,28 @@ def fit_tiny(directory: Path, **changes: float) -> FitResult:
     )
 
 
-def test_batch_larger_than_the_training_split(tmp_path: Path):
-    with pytest.raises(UserError, match=r"student.batch_size=64 .*\(32 images\)"):
-        fit_tiny(tmp_path, batch_size=64)
-
-
-def test_batch_that_does_not_divide_among_the_devices(tmp_path: Path):
-    with pytest.raises(UserError, match="student.batch_size=12 .* 8 devices"):
-        fit_tiny(tmp_path, batch_size=12)
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("student.batch_size", 64, r"student.batch_size=64 .*\(32 images\)"),
+        ("student.batch_size", 12, "student.batch_size=12 .* 8 devices"),
+        ("eval_batch_size", 12, "eval_batch_size=12 .* 8 devices"),
+        ("student.init", "/nowhere.h5", "student.init=/nowhere.h5: there is no such"),
+        ("teacher.batch_size", 64, r"teacher.batch_size=64 .*\(32 images\)"),
+    ],
+)
+def test_a_stage_that_cannot_run_is_found_before_the_teacher_trains(
+    field: str, value: object, message: str
+):
+    config = mela_config.default()
+    for name in ("teacher", "student"):
+        config[name].update({"init": "random", "batch_size": 16})
+    config.update_from_flattened_dict({"eval_batch_size": 8, field: value})
+    nothing = np.zeros((40, 32, 32, 3), np.uint8)
+    rows = {"train": np.arange(32), "val": np.arange(32, 40)}
+    images = Images(nothing, nothing, np.arange(40) % 2, rows)
+    with pytest.raises(UserError, match=message):
+        pipeline.check_stages(config, images)
 
 
 def test_loss_that_is_not_finite_stops_before_the_first_checkpoint(tmp_path: Path):

@@ -326,7 +326,9 @@ def test_teacher_is_taken_from_a_workdir_or_its_folder(
 def test_teacher_that_has_seen_the_test_lesions_is_refused(
     job: Job, finished: Path, tmp_path: Path
 ):
-    with pytest.raises(UserError, match="was trained or selected on .* splits_file"):
+    with pytest.raises(
+        UserError, match="was trained or selected on .*data.splits_file="
+    ):
         obtain_teacher(job, tmp_path, split_seed=1, checkpoint=finished)
 
 
