@@ -72,6 +72,7 @@ class Checkpoints:
         Raises:
           UserError: when the disk is full or cannot be written.
         """
+        _require_room(self.directory, state)
         try:
             self._manager.save(
                 step,
@@ -141,6 +142,7 @@ def save_model(
       UserError: when the disk is full or cannot be written.
     """
     directory = directory.absolute()
+    _require_room(directory, variables)
     try:
         if jax.process_index() == 0:
             directory.mkdir(parents=True, exist_ok=True)
@@ -210,8 +212,26 @@ def fingerprint(variables: Variables) -> str:
     return digest.hexdigest()
 
 
+def _require_room(directory: Path, tree: Any) -> None:
+    """Refuse to begin a write that the disk has no room for.
+
+    Tensorstore, out of space in the middle of one, also reports it from its own
+    threads, in tracebacks that nobody can catch.
+    """
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    free = shutil.disk_usage(_existing(directory)).free
+    if free < needed:
+        short = OSError(f"it takes {needed / 2**20:.0f} MiB")
+        raise _write_error(directory, short) from short
+
+
+def _existing(path: Path) -> Path:
+    """Return the folder itself or the nearest one above it that is there."""
+    return next(p for p in (path, *path.parents) if p.is_dir())
+
+
 def _write_error(path: Path, error: Exception) -> UserError:
-    free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+    free = shutil.disk_usage(_existing(path)).free
     return UserError(
         f"{path}: cannot be written ({_first_line(error)};"
         f" {free / 2**20:.0f} MiB free); make room or choose another --workdir,"
