@@ -13,15 +13,14 @@ def get_config() -> ConfigDict:
     c = mela_config.default()
     c.image_size = 64
     c.cpu_devices = 2
-    c.baseline = True
     c.num_bootstrap = 1000
     c.data.name = "phantom"
     c.data.dir = "runs/phantom"
     c.teacher.model = "efficientnet_lite0"
     c.teacher.init = "random"
-    c.teacher.epochs = 15
+    c.teacher.epochs = 10
     c.student.init = "random"
-    c.student.epochs = 20
+    c.student.epochs = 14
     for stage in (c.teacher, c.student):
         stage.batch_size = 16
         stage.ema_decay = 0.98
