@@ -18,9 +18,9 @@ def get_config() -> ConfigDict:
     c.data.dir = "runs/phantom"
     c.teacher.model = "efficientnet_lite0"
     c.teacher.init = "random"
-    c.teacher.epochs = 10
+    c.teacher.epochs = 14
     c.student.init = "random"
-    c.student.epochs = 14
+    c.student.epochs = 18
     for stage in (c.teacher, c.student):
         stage.batch_size = 16
         stage.ema_decay = 0.98
