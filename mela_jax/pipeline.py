@@ -85,7 +85,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     with run_record.exclusive(workdir):
         mesh = parallel.make_mesh()
         records, images = load_images(config, workdir)
-        check_stages(config, images)
+        check_stages(config, workdir, images)
         models: dict[str, Model] = {}
         if config.distill.enabled:
             models["teacher"] = obtain_teacher(config, workdir, records, images, mesh)
@@ -159,8 +159,10 @@ def load_images(config: ConfigDict, workdir: Path) -> tuple[list[Record], Images
     return records, images
 
 
-def check_stages(config: ConfigDict, images: Images) -> None:
+def check_stages(config: ConfigDict, workdir: Path, images: Images) -> None:
     """Find out before the teacher's hours, not after them, that a stage cannot run.
+
+    A finished stage needs its weights file no more and is not asked for it.
 
     Raises:
       UserError: when a batch size does not fit, or a file of weights is absent.
@@ -171,6 +173,8 @@ def check_stages(config: ConfigDict, images: Images) -> None:
     if config.distill.enabled and not config.teacher.checkpoint:
         stages.insert(0, "teacher")
     for name in stages:
+        if checkpoint.read_description(workdir / name) is not None:
+            continue
         stage = config[name]
         parallel.check_batch_size(stage.batch_size, field=f"{name}.batch_size")
         if stage.batch_size > num_train:

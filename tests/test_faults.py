@@ -279,7 +279,7 @@ def fit_tiny(directory: Path, **changes: float) -> FitResult:
     ],
 )
 def test_a_stage_that_cannot_run_is_found_before_the_teacher_trains(
-    field: str, value: object, message: str
+    field: str, value: object, message: str, tmp_path: Path
 ):
     config = mela_config.default()
     for name in ("teacher", "student"):
@@ -289,7 +289,7 @@ def test_a_stage_that_cannot_run_is_found_before_the_teacher_trains(
     rows = {"train": np.arange(32), "val": np.arange(32, 40)}
     images = Images(nothing, nothing, np.arange(40) % 2, rows)
     with pytest.raises(UserError, match=message):
-        pipeline.check_stages(config, images)
+        pipeline.check_stages(config, tmp_path, images)
 
 
 def test_loss_that_is_not_finite_stops_before_the_first_checkpoint(tmp_path: Path):
