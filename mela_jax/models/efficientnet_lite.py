@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mela_jax.models.convolution import DepthwiseConv, PointwiseConv
+from mela_jax.models.normalization import BatchNorm
 
 BN_EPSILON = 1e-3
 BN_MOMENTUM = 0.99
@@ -92,7 +93,7 @@ class InvertedResidual(nn.Module):
         """Map [B, h, w, C] to [B, ceil(h/s), ceil(w/s), filters]."""
         conv = functools.partial(PointwiseConv, dtype=self.dtype)
         norm = functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             epsilon=BN_EPSILON,
             momentum=BN_MOMENTUM,
@@ -135,7 +136,7 @@ class EfficientNetLite(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         """Map float RGB [B, H, W, 3] in [0, 255] to [B, H/32, W/32, 1280]."""
         norm = functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             epsilon=BN_EPSILON,
             momentum=BN_MOMENTUM,

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mela_jax.models.convolution import DepthwiseConv, PointwiseConv
+from mela_jax.models.normalization import BatchNorm
 
 BN_EPSILON = 1e-3
 # Keras writes 0.999, made for millions of steps: after the few thousand of a
@@ -112,7 +113,7 @@ class InvertedResidual(nn.Module):
         """Map [B, h, w, C] to [B, ceil(h/s), ceil(w/s), filters]."""
         conv = functools.partial(PointwiseConv, use_bias=False, dtype=self.dtype)
         norm = functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             epsilon=BN_EPSILON,
             momentum=BN_MOMENTUM,
@@ -159,7 +160,7 @@ class MobileNetV3(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         """Map float RGB [B, H, W, 3] in [0, 255] to [B, H/32, W/32, C]."""
         norm = functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             epsilon=BN_EPSILON,
             momentum=BN_MOMENTUM,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mela_jax.models.convolution import PointwiseConv
+from mela_jax.models.normalization import BatchNorm
 
 BN_EPSILON = 1.001e-5
 BN_MOMENTUM = 0.99
@@ -44,7 +45,7 @@ class Bottleneck(nn.Module):
         """Map [B, h, w, C] to [B, ceil(h/s), ceil(w/s), 4 * filters]."""
         conv = functools.partial(PointwiseConv, use_bias=True, dtype=self.dtype)
         norm = functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             epsilon=BN_EPSILON,
             momentum=BN_MOMENTUM,
@@ -94,7 +95,7 @@ class ResNet50(nn.Module):
             dtype=self.dtype,
             name="stem_conv",
         )(x)
-        x = nn.BatchNorm(
+        x = BatchNorm(
             use_running_average=not train,
             epsilon=BN_EPSILON,
             momentum=BN_MOMENTUM,

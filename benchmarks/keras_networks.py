@@ -1,0 +1,111 @@
+"""The same networks in Keras, with the training step of mela_jax."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mela_jax.models import efficientnet_lite
+
+
+def create_keras_model(name: str, size: int) -> keras.Model:
+    """Build a network of `mela_jax.models.zoo` in Keras, with one logit.
+
+    Args:
+      name: mobilenet_v3_small, mobilenet_v3_large, resnet50 or efficientnet_lite0.
+      size: side of the images, in pixels.
+    """
+    if name == "efficientnet_lite0":
+        body = _efficientnet_lite0(size)
+    else:
+        applications = {
+            "mobilenet_v3_small": keras.applications.MobileNetV3Small,
+            "mobilenet_v3_large": keras.applications.MobileNetV3Large,
+            "resnet50": keras.applications.ResNet50,
+        }
+        body = applications[name](
+            input_shape=(size, size, 3), include_top=False, weights=None, pooling="avg"
+        )
+    return keras.Model(body.input, keras.layers.Dense(1)(body.output))
+
+
+def make_keras_train_step(
+    model: keras.Model, *, jit: bool, teacher: keras.Model | None = None
+) -> Callable[[Any, Any], Any]:
+    """Return step(images, labels) -> loss: binary cross-entropy, AdamW, clip, EMA.
+
+    Args:
+      model: the network to train.
+      jit: compile with XLA (`jit_compile=True`).
+      teacher: adds distillation from this network at alpha 0.5 and temperature 2.
+    """
+    optimizer = keras.optimizers.AdamW(
+        1e-3,
+        weight_decay=1e-4,
+        global_clipnorm=1.0,
+        use_ema=True,
+        ema_momentum=0.99,
+    )
+    optimizer.build(model.trainable_variables)
+
+    @tf.function(jit_compile=jit)
+    def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)[:, 0]
+            loss = _cross_entropy(labels, logits)
+            if teacher is not None:
+                soft = tf.sigmoid(teacher(images, training=False)[:, 0] / 2.0)
+                distilled = 4.0 * _cross_entropy(soft, logits / 2.0)
+                loss = 0.5 * loss + 0.5 * distilled
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(
+            zip(gradients, model.trainable_variables, strict=True)
+        )
+        return loss
+
+    return step
+
+
+def make_keras_eval_step(model: keras.Model, *, jit: bool) -> Callable[[Any], Any]:
+    """Return step(images) -> logits."""
+    return tf.function(lambda images: model(images, training=False), jit_compile=jit)
+
+
+def batch_of(arrays: dict[str, np.ndarray]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the images and the float labels of a batch as tensors."""
+    return tf.constant(arrays["image"]), tf.constant(arrays["label"], tf.float32)
+
+
+def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_mean(
+        tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
+    )
+
+
+def _efficientnet_lite0(size: int) -> keras.Model:
+    layers = keras.layers
+
+    def norm(x: Any) -> Any:
+        return layers.BatchNormalization(epsilon=1e-3)(x)
+
+    def conv(x: Any, filters: int, k: int = 1, strides: int = 1) -> Any:
+        x = layers.Conv2D(filters, k, strides, padding="same", use_bias=False)(x)
+        return norm(x)
+
+    image = layers.Input((size, size, 3))
+    x = layers.Rescaling(1 / 128.0, -127.0 / 128.0)(image)
+    x = layers.ReLU(6.0)(conv(x, efficientnet_lite.STEM_FILTERS, 3, 2))
+    for block in efficientnet_lite.scale_blocks(width=1.0, depth=1.0):
+        inputs = x
+        if block.expansion > 1:
+            x = layers.ReLU(6.0)(conv(x, x.shape[-1] * block.expansion))
+        x = layers.DepthwiseConv2D(
+            block.kernel_size, block.strides, padding="same", use_bias=False
+        )(x)
+        x = conv(layers.ReLU(6.0)(norm(x)), block.filters)
+        if block.strides == 1 and inputs.shape[-1] == block.filters:
+            x = layers.Add()([x, inputs])
+    x = layers.ReLU(6.0)(conv(x, efficientnet_lite.HEAD_FILTERS))
+    return keras.Model(image, layers.GlobalAveragePooling2D()(x))
