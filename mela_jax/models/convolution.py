@@ -10,8 +10,8 @@ graph get the one `lax` convolution, which their compilers recognise.
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -100,6 +100,27 @@ class PointwiseConv(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.filters,))
             y = y + bias.astype(self.dtype)
         return y
+
+
+def max_pool(x: jax.Array, *, window: int, strides: int, padding: int) -> jax.Array:
+    """Take the maximum over square windows.
+
+    Where a window holds its maximum more than once, the gradient goes to the first, on
+    every platform.
+
+    Args:
+      x: float[B, H, W, C].
+      window: side of the window.
+      strides: step of the window.
+      padding: rows and columns of minus infinity on every side.
+
+    Returns:
+      float[B, H', W', C] of the dtype of `x`.
+    """
+    pads = ((padding, padding), (padding, padding))
+    if not _on_cpu():
+        return nn.max_pool(x, (window, window), (strides, strides), pads)
+    return _shifted_max(x, window, strides, pads)
 
 
 def depthwise_conv(
@@ -198,8 +219,10 @@ def _tap(
     )
 
 
-def _pad(x: jax.Array, pads: tuple[tuple[int, int], tuple[int, int]]) -> jax.Array:
-    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
+def _pad(
+    x: jax.Array, pads: tuple[tuple[int, int], tuple[int, int]], value: float = 0.0
+) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=value)
 
 
 def _correlate(padded: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
@@ -215,7 +238,7 @@ def _correlate(padded: jax.Array, kernel: jax.Array, strides: int) -> jax.Array:
     return total.astype(padded.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _shifted_conv(
     x: jax.Array, kernel: jax.Array, strides: int, pads: Any
 ) -> jax.Array:
@@ -280,3 +303,52 @@ def _kernel_gradient(
 
 
 _shifted_conv.defvjp(_shifted_fwd, _shifted_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _shifted_max(x: jax.Array, window: int, strides: int, pads: Any) -> jax.Array:
+    return functools.reduce(jnp.maximum, _windows(x, window, strides, pads))
+
+
+def _windows(x: jax.Array, window: int, strides: int, pads: Any) -> list[jax.Array]:
+    """List the pixels of every window, place by place, each [B, H', W', C]."""
+    padded = _pad(x, pads, -jnp.inf)
+    out_hw = tuple((n - window) // strides + 1 for n in padded.shape[1:3])
+    return [
+        _tap(padded, i, j, out_hw, strides)
+        for i in range(window)
+        for j in range(window)
+    ]
+
+
+def _shifted_max_fwd(
+    x: jax.Array, window: int, strides: int, pads: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y = _shifted_max(x, window, strides, pads)
+    return y, (x, y)
+
+
+def _shifted_max_bwd(
+    window: int, strides: int, pads: Any, residuals: Any, g: jax.Array
+) -> tuple[jax.Array]:
+    x, y = residuals
+    padded_hw = [n + sum(pad) for n, pad in zip(x.shape[1:3], pads, strict=True)]
+    taken = jnp.zeros(y.shape, bool)
+    total = jnp.zeros((), g.dtype)
+    for index, tap in enumerate(_windows(x, window, strides, pads)):
+        first = (tap == y) & ~taken
+        taken = taken | first
+        # Put the cotangents back where the tap read, `strides` apart.
+        config = [(0, 0, 0)]
+        for axis, offset in enumerate(divmod(index, window)):
+            spread = (g.shape[1 + axis] - 1) * strides + 1
+            low = offset - pads[axis][0]
+            high = padded_hw[axis] - offset - spread - pads[axis][1]
+            config.append((low, high, strides - 1))
+        config.append((0, 0, 0))
+        zero = jnp.zeros((), g.dtype)
+        total = total + lax.pad(jnp.where(first, g, zero), zero, config)
+    return (total,)
+
+
+_shifted_max.defvjp(_shifted_max_fwd, _shifted_max_bwd)

@@ -1,10 +1,10 @@
 """Batch normalisation that reads its input as few times as it can.
 
-Ioffe & Szegedy, "Batch Normalization", ICML 2015 (arXiv:1502.03167). The arithmetic
-is that of `flax.linen.BatchNorm`; what differs is the gradient. Written out, it is one multiply
-and add in the input and its cotangent after two sums over the batch, where automatic
-differentiation takes more passes over memory, in which a small network spends most of
-its time on a CPU.
+Ioffe & Szegedy, "Batch Normalization", ICML 2015 (arXiv:1502.03167). The arithmetic is
+that of `flax.linen.BatchNorm`; what differs is the gradient. Written out, it takes two
+sums over the batch and one multiply-add of the input and its cotangent; automatic
+differentiation takes more passes over memory, where a small network spends most of its
+time on a CPU.
 """
 
 from functools import partial

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mela_jax.models.convolution import PointwiseConv
+from mela_jax.models.convolution import max_pool, pointwise_conv
 from mela_jax.models.normalization import BatchNorm
 
 BN_EPSILON = 1.001e-5
@@ -21,6 +21,51 @@ BN_MOMENTUM = 0.99
 BGR_MEANS = (103.939, 116.779, 123.68)
 STAGE_BLOCKS = (3, 4, 6, 3)
 STAGE_FILTERS = (64, 128, 256, 512)
+
+
+class Conv(nn.Module):
+    """A convolution whose bias is not trained; parameters as in `nn.Conv`.
+
+    The batch norm that follows subtracts the bias again, so that its gradient is zero:
+    computing it would cost a pass over the output.
+
+    Attributes:
+      filters: channels out.
+      kernel_size: side of the square window.
+      strides: step of the window.
+      padding: zeros on every side.
+      dtype: dtype of the computation; the parameters stay float32.
+    """
+
+    filters: int
+    kernel_size: int = 1
+    strides: int = 1
+    padding: int = 0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map float[B, H, W, C] to float[B, H', W', filters]."""
+        k = self.kernel_size
+        kernel = self.param(
+            "kernel",
+            nn.initializers.glorot_uniform(),
+            (k, k, x.shape[-1], self.filters),
+            jnp.float32,
+        ).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
+        x = x.astype(self.dtype)
+        if k == 1:
+            y = pointwise_conv(x, kernel, strides=self.strides)
+        else:
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.strides, self.strides),
+                ((self.padding, self.padding),) * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        return y + jax.lax.stop_gradient(bias).astype(self.dtype)
 
 
 class Bottleneck(nn.Module):
@@ -43,7 +88,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map [B, h, w, C] to [B, ceil(h/s), ceil(w/s), 4 * filters]."""
-        conv = functools.partial(PointwiseConv, use_bias=True, dtype=self.dtype)
+        conv = functools.partial(Conv, dtype=self.dtype)
         norm = functools.partial(
             BatchNorm,
             use_running_average=not train,
@@ -58,14 +103,7 @@ class Bottleneck(nn.Module):
             shortcut = norm(name="bn_0")(shortcut)
         x = conv(self.filters, strides=self.strides, name="conv_1")(x)
         x = jax.nn.relu(norm(name="bn_1")(x))
-        x = nn.Conv(
-            self.filters,
-            (3, 3),
-            kernel_init=nn.initializers.glorot_uniform(),
-            padding="SAME",
-            dtype=self.dtype,
-            name="conv_2",
-        )(x)
+        x = conv(self.filters, kernel_size=3, padding=1, name="conv_2")(x)
         x = jax.nn.relu(norm(name="bn_2")(x))
         x = norm(name="bn_3")(conv(4 * self.filters, name="conv_3")(x))
         return jax.nn.relu(x + shortcut)
@@ -86,14 +124,8 @@ class ResNet50(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         """Map float RGB [B, H, W, 3] in [0, 255] to [B, H/32, W/32, 2048]."""
         x = image.astype(jnp.float32)[..., ::-1] - jnp.asarray(BGR_MEANS, jnp.float32)
-        x = nn.Conv(
-            64,
-            (7, 7),
-            strides=2,
-            padding=((3, 3), (3, 3)),
-            kernel_init=nn.initializers.glorot_uniform(),
-            dtype=self.dtype,
-            name="stem_conv",
+        x = Conv(
+            64, kernel_size=7, strides=2, padding=3, dtype=self.dtype, name="stem_conv"
         )(x)
         x = BatchNorm(
             use_running_average=not train,
@@ -104,7 +136,7 @@ class ResNet50(nn.Module):
             name="stem_bn",
         )(x)
         # Keras pads with zeros, max_pool with -inf; after a ReLU that is the same.
-        x = nn.max_pool(jax.nn.relu(x), (3, 3), strides=(2, 2), padding=((1, 1),) * 2)
+        x = max_pool(jax.nn.relu(x), window=3, strides=2, padding=1)
         for stage, num_blocks in enumerate(STAGE_BLOCKS):
             for block in range(num_blocks):
                 x = Bottleneck(
