@@ -64,6 +64,7 @@ class Network:
             mesh,
         )
         self._infer = parallel.map_eval_step(steps.make_eval_step(model), mesh)
+        self._mesh = mesh
         self.batch = parallel.shard_batch(mesh, batch)
 
     @staticmethod
@@ -72,9 +73,12 @@ class Network:
             jax.random.key(seed)
         )
 
-    def train(self) -> float:
-        """Take one step and return its loss."""
-        self.state, metrics = self._train(self.state, self.frozen, self.batch)
+    def train(self, batch: dict[str, np.ndarray] | None = None) -> float:
+        """Take one step, on the resident batch unless given one; return its loss."""
+        arrays = self.batch
+        if batch is not None:
+            arrays = parallel.shard_batch(self._mesh, batch)
+        self.state, metrics = self._train(self.state, self.frozen, arrays)
         return float(metrics["loss"])
 
     def infer(self) -> np.ndarray:

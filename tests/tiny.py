@@ -12,6 +12,7 @@ import numpy as np
 
 from mela_jax import losses, optim, parallel, steps
 from mela_jax.models.head import Classifier, Head
+from mela_jax.models.normalization import BatchNorm
 from mela_jax.state import TrainState, Variables, create_state
 
 IMAGE_SIZE = 8
@@ -35,7 +36,7 @@ class Body(nn.Module):
         """Map [B, H, W, 3] in [0, 255] to [B, H / 2, W / 2, 6]."""
         x = image.astype(jnp.float32) / 127.5 - 1.0
         x = nn.Conv(6, (3, 3), strides=2, use_bias=False, dtype=self.dtype)(x)
-        x = nn.BatchNorm(
+        x = BatchNorm(
             use_running_average=not train,
             momentum=0.9,
             axis_name=self.bn_axis_name,

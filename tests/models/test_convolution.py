@@ -1,5 +1,6 @@
 """The convolutions written out for a CPU against the plain ones and TensorFlow's."""
 
+import contextlib
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from mela_jax.models.convolution import (
     DepthwiseConv,
     PointwiseConv,
     depthwise_conv,
+    max_pool,
     plain_convolutions,
     pointwise_conv,
 )
@@ -236,3 +238,28 @@ def test_layers_that_compute_in_bfloat16_keep_float32_parameters():
         y, variables = layer.init_with_output(jax.random.key(0), x)
         assert y.dtype == jnp.bfloat16
         assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("shape", [ODD_EVEN, EVEN_ODD, (1, 3, 3, 1)])
+@pytest.mark.parametrize(
+    ("window", "strides", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1)]
+)
+def test_max_pool_and_its_gradient_are_the_plain_ones(
+    shape: tuple[int, ...], window: int, strides: int, padding: int
+):
+    # Few distinct values: many windows hold their maximum more than once, and the
+    # gradient must go to the same place.
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, shape), jnp.float32)
+
+    def gradient(plain: bool) -> tuple[np.ndarray, np.ndarray]:
+        def pool(x: jax.Array) -> jax.Array:
+            return max_pool(x, window=window, strides=strides, padding=padding)
+
+        context = plain_convolutions() if plain else contextlib.nullcontext()
+        with context:
+            y, pull_back = jax.vjp(pool, x)
+            cotangent = jnp.arange(1.0, y.size + 1).reshape(y.shape)
+            return np.asarray(y), np.asarray(pull_back(cotangent)[0])
+
+    for fast, plain in zip(gradient(False), gradient(True), strict=True):
+        np.testing.assert_array_equal(fast, plain)
