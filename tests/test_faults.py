@@ -259,6 +259,7 @@ def fit_tiny(directory: Path, **changes: float) -> FitResult:
             rows={"train": np.arange(32), "val": np.arange(32, 40)},
         ),
         settings=AugmentSettings(**mela_config.default().augment.to_dict()),
+        augment_on_device=False,
         directory=directory,
         mesh=mesh,
         seed=0,

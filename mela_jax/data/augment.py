@@ -3,15 +3,19 @@
 Flips, rotation, crop and resize are a single affine warp, so that a picture is
 interpolated once. Brightness, contrast, saturation and hue are a single affine map of
 the colours. All randomness is NumPy's and comes from (seed, epoch, index of the image):
-a view depends neither on threads nor on the batch it is in.
+a view depends neither on threads nor on the batch it is in. TensorFlow renders the
+views here, on the host; `mela_jax.data.augment_on_device` renders the same ones in JAX.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 # RGB to YIQ, the colour space of NTSC: luma, and a plane of chroma in which saturation
 # is a radius and hue an angle.
@@ -165,8 +169,8 @@ def colour_map(
 
 
 def augment_batch(
-    images: tf.Tensor, transforms: tf.Tensor, colours: tf.Tensor, *, size: int
-) -> tf.Tensor:
+    images: "tf.Tensor", transforms: "tf.Tensor", colours: "tf.Tensor", *, size: int
+) -> "tf.Tensor":
     """Render the views of a batch.
 
     Args:
@@ -178,6 +182,9 @@ def augment_batch(
     Returns:
       float32[B, size, size, 3], RGB in [0, 255].
     """
+    # Here: whoever renders on the device needs the rest of this module alone.
+    import tensorflow as tf
+
     warped = tf.raw_ops.ImageProjectiveTransformV3(
         images=tf.cast(images, tf.float32),
         transforms=transforms,
