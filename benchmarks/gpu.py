@@ -5,12 +5,12 @@
 
 ResNet50 -> MobileNetV3-Small at 224 px, batch 256, bfloat16, in JAX as the project
 trains it and in PyTorch (torchvision's networks, channels-last, autocast,
-torch.compile), measured in turn. Then an epoch of the input pipeline on made-up images
+torch.compile), measured in turn. Then epochs of the input pipeline on made-up images
 whose views the device renders. On a machine without a GPU, tiny sizes show that it
 works, and nothing else:
 
     python -m benchmarks.gpu --batch_size=4 --image_size=32 --train_size=40 \
-        --images=8 --steps=1 --rounds=1 --matrix_size=64
+        --images=8 --epochs=1 --steps=1 --rounds=1 --matrix_size=64
 """
 
 import argparse
@@ -18,7 +18,7 @@ import importlib.util
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 # Before JAX is imported: two frameworks share the card's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         matrix_size=arguments.matrix_size,
         products=arguments.products,
         images=arguments.images,
+        epochs=arguments.epochs,
         train_size=arguments.train_size,
         seed=arguments.seed,
     )
@@ -73,18 +74,20 @@ def measure_step(
     # Of training, the backward pass is twice the forward pass; the teacher has none.
     flops = teacher + 3 * student
     print(f"JAX {jax.__version__} on {', '.join(parallel.describe_devices())}")
-    runs = {
-        "matrix": gpu_jax.make_matrix_run(settings),
-        "JAX": gpu_jax.make_step_run(settings),
-    }
-    torch_names = []
+    torch_runs = {}
     if modes:
         from benchmarks import gpu_torch
 
-        _print_torch(gpu_torch, settings, (teacher, student))
-        for mode in modes:
-            torch_names.append(f"PyTorch, compile {mode}")
-            runs[torch_names[-1]] = gpu_torch.make_step_run(settings, mode=mode)
+        _compare_networks(settings, (teacher, student))
+        torch_runs = {
+            f"PyTorch, compile {mode}": gpu_torch.make_step_run(settings, mode=mode)
+            for mode in modes
+        }
+    runs = {
+        "matrix": gpu_jax.make_matrix_run(settings),
+        "JAX": gpu_jax.make_step_run(settings),
+        **torch_runs,
+    }
     seconds = interleave(runs, rounds=rounds, warmup=warmup)
     products = settings.products * 2 * settings.matrix_size**3
     matrix_rate = products / statistics.median(seconds["matrix"])
@@ -100,34 +103,35 @@ def measure_step(
         " fastest round in brackets\n"
     )
     print(f"{'':38}{'images/s':>26}{'ms/step':>10}{'TFLOP/s':>10}{'of matrix rate':>16}")
-    for name in ("JAX", *torch_names):
+    for name in ("JAX", *torch_runs):
         rate, text = _rate(images, seconds[name])
         print(
             f"{name:38}{text:>26}{1e3 * settings.batch_size / rate:10.2f}"
             f"{rate * flops / 1e12:10.3g}{rate * flops / matrix_rate:16.1%}"
         )
-    if torch_names:
-        best = min(torch_names, key=lambda name: statistics.median(seconds[name]))
+    if torch_runs:
+        best = min(torch_runs, key=lambda name: statistics.median(seconds[name]))
         ratio = statistics.median(seconds[best]) / statistics.median(seconds["JAX"])
         print(f"\nratio JAX / {best}: {ratio:.2f} (target {TARGET})")
 
 
 def measure_pipeline(settings: Settings, *, rounds: int, warmup: int) -> None:
-    """Measure an epoch of the input pipeline on made-up images; print it."""
+    """Measure epochs of the input pipeline on made-up images; print it."""
     host = importlib.util.find_spec("tensorflow") is not None
-    num_steps = settings.images // settings.batch_size
+    num_steps = settings.epochs * (settings.images // settings.batch_size)
     runs = gpu_jax.make_epoch_runs(settings, host=host)
     seconds = interleave(runs, rounds=rounds, warmup=warmup)
     images = num_steps * settings.batch_size
     print(
-        f"\nAn epoch of {images} made-up images of {settings.train_size} px, views of"
-        f" {settings.image_size} px, {os.cpu_count()} CPU cores\n"
+        f"\nThe input pipeline: {images} made-up images of {settings.train_size} px"
+        f" ({settings.epochs} epochs), views of {settings.image_size} px,"
+        f" {os.cpu_count()} CPU cores\n"
     )
     print(f"{'':38}{'images/s':>26}")
     for name, values in seconds.items():
         print(f"{name:38}{_rate(images, values)[1]:>26}")
     whole, alone, *_ = (statistics.median(values) for values in seconds.values())
-    print(f"\nratio end to end / its steps alone: {alone / whole:.2f}")
+    print(f"\nratio end to end / steps alone: {alone / whole:.2f}")
     if not host:
         print("views on the host: not measured, TensorFlow is not installed here")
 
@@ -147,6 +151,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "matrix_size": (8192, 1, "side of the matrices of the matrix rate"),
         "products": (20, 1, "matrix products in a measured call"),
         "images": (4096, 1, "made-up images in an epoch"),
+        "epochs": (4, 1, "epochs in a measured call"),
         "train_size": (288, 32, "side of the made-up images, in pixels"),
         "seed": (0, 0, "source of weights, images and labels"),
     }
@@ -173,7 +178,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _at_least(least: int):  # noqa: ANN202
+def _at_least(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         value = int(text)
         if value < least:
@@ -207,14 +212,20 @@ def _check(settings: Settings, *, skip_torch: bool) -> None:
         )
 
 
-def _print_torch(gpu_torch, settings: Settings, ours: tuple[int, int]) -> None:
+def _compare_networks(settings: Settings, ours: tuple[int, int]) -> None:
     """Say what JAX is compared with, and that it does the same work.
+
+    Args:
+      settings: sizes of the measurement.
+      ours: operations of one image through JAX's teacher and student.
 
     Raises:
       UserError: when it does not, or computes elsewhere.
     """
     import torch
     import torchvision
+
+    from benchmarks import gpu_torch
 
     place = gpu_torch.device().type
     if (place == "cpu") != (jax.default_backend() == "cpu"):

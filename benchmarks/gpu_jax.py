@@ -153,11 +153,11 @@ def make_matrix_run(settings: Settings) -> Callable[[], None]:
 
 
 def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[], None]]:
-    """Return runs of one epoch on made-up images, end to end and in parts.
+    """Return runs of some epochs on made-up images, end to end and in parts.
 
     Args:
       settings: sizes and numbers of the measurement.
-      host: also an epoch whose views TensorFlow renders on the host.
+      host: also epochs whose views TensorFlow renders on the host.
 
     Raises:
       UserError: fewer images than a batch.
@@ -174,7 +174,7 @@ def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[],
         "settings": AUGMENT,
     }
     fetch = make_fetch(images, labels, rows, **options)
-    num_steps = settings.images // settings.batch_size
+    num_steps = settings.epochs * (settings.images // settings.batch_size)
     training = Distillation(settings, render=True)
     batch = parallel.shard_batch(training.mesh, _inputs(fetch(0)))
 
@@ -187,9 +187,9 @@ def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[],
             pass
 
     runs = {
-        "epoch, views on the device": end_to_end,
-        "its steps alone, with views": lambda: training.run([batch] * num_steps),
-        "its host part alone": host_part,
+        "epochs, views on the device": end_to_end,
+        "their steps alone, with views": lambda: training.run([batch] * num_steps),
+        "their host part alone": host_part,
     }
     if host:
         # TensorFlow, which this machine then has.
@@ -203,7 +203,7 @@ def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[],
             )
             plain.run(parallel.prefetch(plain.mesh, map(_inputs, batches)))
 
-        runs["epoch, views on the host"] = rendered_on_host
+        runs["epochs, views on the host"] = rendered_on_host
     return runs
 
 

@@ -14,6 +14,7 @@ class Settings:
       matrix_size: side of the square matrices of the matrix rate.
       products: matrix products in a measured call.
       images: made-up images in an epoch of the input pipeline.
+      epochs: epochs of the input pipeline in a measured call.
       train_size: side of those images, from which views are cropped, in pixels.
       seed: source of weights, images and labels.
       alpha: share of the soft loss.
@@ -31,6 +32,7 @@ class Settings:
     matrix_size: int
     products: int
     images: int
+    epochs: int
     train_size: int
     seed: int
     alpha: float = 0.7
