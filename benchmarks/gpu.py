@@ -14,6 +14,7 @@ works, and nothing else:
 """
 
 import argparse
+import importlib
 import importlib.util
 import os
 import statistics
@@ -95,14 +96,16 @@ def measure_step(
     print(
         f"\nDistillation step ResNet50 -> MobileNetV3-Small, {settings.image_size} px,"
         f" batch {settings.batch_size}, bfloat16\n"
-        f"{flops / 1e9:.2f} GFLOP an image (teacher forward {teacher / 1e9:.2f}, student"
-        f" forward {student / 1e9:.3f} and twice that backward)\n"
+        f"{flops / 1e9:.2f} GFLOP an image (teacher forward {teacher / 1e9:.2f},"
+        f" student forward {student / 1e9:.3f} and twice that backward)\n"
         f"measured matrix rate: {matrix_rate / 1e12:.3g} TFLOP/s, bfloat16 product of"
         f" {settings.matrix_size} x {settings.matrix_size}\n"
         f"medians of {rounds} rounds of {settings.steps} steps, in turn; slowest and"
         " fastest round in brackets\n"
     )
-    print(f"{'':38}{'images/s':>26}{'ms/step':>10}{'TFLOP/s':>10}{'of matrix rate':>16}")
+    print(
+        f"{'':38}{'images/s':>26}{'ms/step':>10}{'TFLOP/s':>10}{'of matrix rate':>16}"
+    )
     for name in ("JAX", *torch_runs):
         rate, text = _rate(images, seconds[name])
         print(
@@ -200,16 +203,18 @@ def _check(settings: Settings, *, skip_torch: bool) -> None:
             f"--images={settings.images} is less than a batch of"
             f" {settings.batch_size}; give more, or --skip_pipeline"
         )
-    missing = [
-        name
-        for name in ("torch", "torchvision")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing and not skip_torch:
-        raise UserError(
-            f"{' and '.join(missing)} not installed here, so there is nothing to compare"
-            " with: install it, or measure the JAX half alone with --skip_torch"
-        )
+    if skip_torch:
+        return
+    for name in ("torch", "torchvision"):
+        try:
+            importlib.import_module(name)
+        # Whichever of the three a missing package, library or version raises.
+        except (ImportError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"there is nothing to compare with: {name} cannot be imported"
+                f" ({' '.join(str(error).split())}); install it, or measure the JAX"
+                " half alone with --skip_torch"
+            ) from error
 
 
 def _compare_networks(settings: Settings, ours: tuple[int, int]) -> None:
@@ -238,9 +243,8 @@ def _compare_networks(settings: Settings, ours: tuple[int, int]) -> None:
         f"PyTorch {torch.__version__}, torchvision {torchvision.__version__} on {place}"
     )
     for name, our, their in zip(("teacher", "student"), ours, theirs, strict=True):
-        print(
-            f"{name}: {our / 1e9:.3f} GFLOP forward in JAX, {their / 1e9:.3f} in PyTorch"
-        )
+        counted = f"{our / 1e9:.3f} in JAX, {their / 1e9:.3f} in PyTorch"
+        print(f"{name}, GFLOP of a forward pass: {counted}")
         if abs(their / our - 1) > 0.02:
             raise UserError(
                 f"the {name} of this torchvision is another network than the project's:"
@@ -250,9 +254,7 @@ def _compare_networks(settings: Settings, ours: tuple[int, int]) -> None:
 
 def _rate(images: int, seconds: Sequence[float]) -> tuple[float, str]:
     """Return the median images/s, and as text with slowest and fastest round."""
-    low, middle, high = (
-        images / f(seconds) for f in (max, statistics.median, min)
-    )
+    low, middle, high = (images / f(seconds) for f in (max, statistics.median, min))
     return middle, f"{middle:,.1f} ({low:,.1f}-{high:,.1f})"
 
 

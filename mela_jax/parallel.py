@@ -128,7 +128,7 @@ def prefetch(
     """Yield batches spread over the devices, copied `ahead` steps before their use.
 
     Copies are only asked for here, not waited for: they run beside the steps that
-    compute, and after a look at the loss the next step finds its batch in place.
+    compute.
     """
     waiting: collections.deque[dict[str, jax.Array]] = collections.deque()
     for batch in batches:

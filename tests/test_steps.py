@@ -422,9 +422,7 @@ def test_in_bfloat16_the_real_step_keeps_its_state_and_its_losses_in_float32():
     batch = {"image": image, "label": jnp.zeros(2, jnp.int32)}
 
     def initial(model: nn.Module) -> Variables:
-        return jax.eval_shape(
-            lambda: model.init(jax.random.key(0), image, train=False)
-        )
+        return jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
 
     state = jax.eval_shape(
         lambda v: create_state(v, optimizer, use_ema=True), initial(student)
@@ -479,7 +477,9 @@ def test_views_rendered_in_the_step_train_as_those_of_the_host(num_devices: int)
     (theirs, their_variables), (ours, our_variables) = found
     for name, value in theirs.items():
         np.testing.assert_allclose(ours[name], value, rtol=1e-3, err_msg=name)
-    assert_close(our_variables["batch_stats"], their_variables["batch_stats"], atol=1e-4)
+    assert_close(
+        our_variables["batch_stats"], their_variables["batch_stats"], atol=1e-4
+    )
 
 
 def test_the_same_run_twice_is_the_same_bit_for_bit():
