@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     """Return the configuration."""
     c = mela_config.default()
     c.compute_dtype = "bfloat16"
+    c.augment_on_device = True
     c.baseline = True
     # Crops of 60 % of the area still have 224 real pixels.
     c.data.train_size = 288

@@ -48,6 +48,9 @@ def default() -> ConfigDict:
     c.num_bootstrap = 2000
     # dtype of convolutions and matrix products; parameters and statistics stay float32.
     c.compute_dtype = "float32"
+    # Render the augmented views within the training step, on the GPU or TPU, and not on
+    # the host. The views are the same up to rounding.
+    c.augment_on_device = False
     # Virtual devices that share a CPU. XLA runs many small operations on one thread
     # each, so one device a core is faster. Ignored on a GPU or TPU.
     c.cpu_devices = 1

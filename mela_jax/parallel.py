@@ -8,8 +8,9 @@ it is written out here.) The same code runs on one device, on several, and on se
 processes.
 """
 
+import collections
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,23 @@ def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array
         key: jax.make_array_from_process_local_data(sharding, value)
         for key, value in batch.items()
     }
+
+
+def prefetch(
+    mesh: Mesh, batches: Iterable[dict[str, np.ndarray]], *, ahead: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+    """Yield batches spread over the devices, copied `ahead` steps before their use.
+
+    Copies are only asked for here, not waited for: they run beside the steps that
+    compute.
+    """
+    waiting: collections.deque[dict[str, jax.Array]] = collections.deque()
+    for batch in batches:
+        waiting.append(shard_batch(mesh, batch))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
 def gather(array: jax.Array) -> np.ndarray:

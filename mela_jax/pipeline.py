@@ -339,6 +339,7 @@ def _train(
         frozen=teacher.variables if teacher else {},
         images=images,
         settings=AugmentSettings(**config.augment.to_dict()),
+        augment_on_device=config.augment_on_device,
         directory=folder,
         mesh=mesh,
         seed=seed,

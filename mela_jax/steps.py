@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mela_jax.data.augment_on_device import augment_batch
 from mela_jax.distill.logits import binary_kd, total_loss
 from mela_jax.losses import HardLoss
 from mela_jax.models.outputs import Outputs
@@ -17,6 +18,7 @@ Metrics = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
 # (student logits float[B], batch, frozen variables) -> (loss float[], metrics)
 Objective = Callable[[jax.Array, Batch, Variables], tuple[jax.Array, Metrics]]
+TrainStep = Callable[[TrainState, Variables, Batch], tuple[TrainState, Metrics]]
 
 
 def forward(network: nn.Module, variables: Variables, images: jax.Array) -> Outputs:
@@ -90,7 +92,7 @@ def make_train_step(
     ema_decay: float,
     seed: int,
     axis_name: str,
-) -> Callable[[TrainState, Variables, Batch], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """Return step(state, frozen, batch) -> (state, metrics) for teacher or student.
 
     Args:
@@ -143,6 +145,25 @@ def make_train_step(
         return new_state, metrics
 
     return step
+
+
+def render_views(step: TrainStep, *, image_size: int) -> TrainStep:
+    """Return a step that first renders its views, on the device.
+
+    Its batch holds "image" uint8[b, T, T, 3] and, as `draw_views` gives them,
+    "transform" float32[b, 8] and "colour" float32[b, 3, 4]; `step` finds in "image" the
+    views float32[b, image_size, image_size, 3].
+    """
+
+    def rendering(
+        state: TrainState, frozen: Variables, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        views = augment_batch(
+            batch["image"], batch["transform"], batch["colour"], size=image_size
+        )
+        return step(state, frozen, {**batch, "image": views})
+
+    return rendering
 
 
 def make_eval_step(model: nn.Module) -> Callable[[Variables, jax.Array], jax.Array]:

@@ -104,6 +104,7 @@ def fit(
     frozen: Variables,
     images: Images,
     settings: AugmentSettings,
+    augment_on_device: bool,
     directory: Path,
     mesh: parallel.Mesh,
     seed: int,
@@ -126,6 +127,7 @@ def fit(
       frozen: variables handed to the objective; {} without a teacher.
       images: the data.
       settings: augmentation.
+      augment_on_device: render the views in the training step, not on the host.
       directory: where checkpoints and scalars go.
       mesh: devices.
       seed: source of order, views and dropout.
@@ -147,17 +149,17 @@ def fit(
         weight_decay=stage.weight_decay,
         clip_norm=stage.clip_norm,
     )
-    train_step = parallel.map_train_step(
-        steps.make_train_step(
-            model,
-            optimizer,
-            objective,
-            ema_decay=stage.ema_decay,
-            seed=seed,
-            axis_name=parallel.BATCH_AXIS,
-        ),
-        mesh,
+    step_fn = steps.make_train_step(
+        model,
+        optimizer,
+        objective,
+        ema_decay=stage.ema_decay,
+        seed=seed,
+        axis_name=parallel.BATCH_AXIS,
     )
+    if augment_on_device:
+        step_fn = steps.render_views(step_fn, image_size=images.image_size)
+    train_step = parallel.map_train_step(step_fn, mesh)
     state = parallel.replicate(
         mesh, create_state(variables, optimizer, use_ema=stage.ema_decay > 0)
     )
@@ -190,20 +192,26 @@ def fit(
         start_step=first_step,
         num_steps=total_steps,
         settings=settings,
+        render=not augment_on_device,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     progress_bar = _progress(name, first_step, total_steps)
     with _stop_requests() as stop_requested, progress_bar:
         pending: list[steps.Metrics] = []
-        for step, batch in enumerate(batches, start=first_step + 1):
-            state, metrics = train_step(
-                state, frozen, parallel.shard_batch(mesh, _inputs(batch))
-            )
+        on_devices = parallel.prefetch(mesh, map(_inputs, batches))
+        for step, batch in enumerate(on_devices, start=first_step + 1):
+            # Nothing may cross between host and devices behind our back: the host
+            # runs ahead of the devices until it looks at the loss.
+            with jax.transfer_guard("disallow"):
+                state, metrics = train_step(state, frozen, batch)
             pending.append(metrics)
             ends_epoch = step % steps_per_epoch == 0
-            stop = parallel.any_process(stop_requested())
-            if ends_epoch or stop or step % log_every_steps == 0:
+            looks = ends_epoch or step % log_every_steps == 0
+            # Several processes have to wait for each other to agree.
+            asks = looks or jax.process_count() == 1
+            stop = asks and parallel.any_process(stop_requested())
+            if looks or stop:
                 fetched = _fetch(pending, name, step, checkpoints)
                 done += fetched
                 pending = []
@@ -257,7 +265,8 @@ def fit(
 
 
 def _inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {"image": batch["image"], "label": batch["label"]}
+    """Return what a step needs of a batch."""
+    return {key: value for key, value in batch.items() if key != "index"}
 
 
 def _fetch(

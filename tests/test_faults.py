@@ -235,7 +235,13 @@ def test_too_few_lesions_of_a_class_for_three_splits(
 # Training, with a network that compiles in a second.
 
 
-def fit_tiny(directory: Path, **changes: float) -> FitResult:
+def fit_tiny(
+    directory: Path,
+    *,
+    augment_on_device: bool = False,
+    log_every_steps: int = 1,
+    **changes: float,
+) -> FitResult:
     """Train 32 images of noise; `changes` are fields of the stage."""
     stage = mela_config.default().student
     stage.update({"epochs": 1, "batch_size": 16, "warmup_epochs": 0.0, **changes})
@@ -259,12 +265,13 @@ def fit_tiny(directory: Path, **changes: float) -> FitResult:
             rows={"train": np.arange(32), "val": np.arange(32, 40)},
         ),
         settings=AugmentSettings(**mela_config.default().augment.to_dict()),
+        augment_on_device=augment_on_device,
         directory=directory,
         mesh=mesh,
         seed=0,
         target_sensitivity=0.95,
         eval_batch_size=8,
-        log_every_steps=1,
+        log_every_steps=log_every_steps,
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-FOLDERS = ("mela_jax", "configs", "export", "tflite_bench")
+FOLDERS = ("mela_jax", "configs", "export", "tflite_bench", "benchmarks")
 
 TENSORFLOW = ("tensorflow", "tensorflow_datasets", "tf_keras")
 JAX = ("jax", "jaxlib", "flax", "optax", "orbax", "clu")
@@ -253,12 +253,22 @@ def heavy_start_of_predict(sources: Sources) -> list[str]:
     )
 
 
+def heavy_start_of_the_gpu_benchmark(sources: Sources) -> list[str]:
+    """It runs where there are JAX, Flax and Optax; TensorFlow and PyTorch can lack."""
+    return reaching(
+        sources,
+        modules=sources.inside("benchmarks.gpu"),
+        targets=TENSORFLOW + KERAS + ("clu", "ml_collections", "torch", "torchvision"),
+        lazy_in=(),
+    )
+
+
 def outer_folders_in_mela_jax(sources: Sources) -> list[str]:
-    """Export and tflite_bench use mela_jax, never the reverse."""
+    """Export, tflite_bench and benchmarks use mela_jax, never the reverse."""
     return reaching(
         sources,
         modules=sources.inside("mela_jax"),
-        targets=("export", "tflite_bench", "configs"),
+        targets=("export", "tflite_bench", "configs", "benchmarks"),
     )
 
 
@@ -337,6 +347,7 @@ RULES = (
     jax_in_evaluation,
     models_in_data,
     heavy_start_of_predict,
+    heavy_start_of_the_gpu_benchmark,
     outer_folders_in_mela_jax,
     heavy_imports_in_tflite_bench,
     orbax_outside_checkpoint,
@@ -419,7 +430,16 @@ OFFENCES = [
         },
     ),
     (heavy_start_of_predict, {"mela_jax.predict": "if True:\n    import jax"}),
+    (heavy_start_of_the_gpu_benchmark, {"benchmarks.gpu": "import torch"}),
+    (
+        heavy_start_of_the_gpu_benchmark,
+        {
+            "benchmarks.gpu": "from mela_jax.data import augment",
+            "mela_jax.data.augment": "import tensorflow as tf",
+        },
+    ),
     (outer_folders_in_mela_jax, {"mela_jax.predict": "def f():\n    import export.x"}),
+    (outer_folders_in_mela_jax, {"mela_jax.train": "from benchmarks import timing"}),
     (outer_folders_in_mela_jax, {"mela_jax.main": "from tflite_bench import host"}),
     (
         heavy_imports_in_tflite_bench,
@@ -510,6 +530,7 @@ def test_what_is_allowed_stays_allowed(rule):
             "mela_jax.data.__init__": "",
             "mela_jax.data.records": "from mela_jax.errors import UserError",
             "mela_jax.data.augment": "import tensorflow as tf",
+            "benchmarks.gpu": "def f():\n    import torch",
             "mela_jax.predict": "def f():\n    import mela_jax.inference",
             "mela_jax.inference": "import jax",
             "mela_jax.errors": "",

@@ -45,6 +45,24 @@ def test_rows_are_spread_in_order_and_come_back_whole():
     np.testing.assert_array_equal(parallel.gather(spread["x"]), x)
 
 
+def test_batches_are_on_the_devices_before_they_are_used():
+    mesh, asked = parallel.make_mesh(), []
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        for number in range(5):
+            asked.append(number)
+            yield {"x": np.full(8, number, np.float32)}
+
+    ahead = parallel.prefetch(mesh, batches(), ahead=2)
+    found = []
+    for used, batch in enumerate(ahead):
+        assert asked == list(range(min(used + 3, 5)))
+        assert len(batch["x"].addressable_shards) == 8
+        found.append(float(batch["x"][0]))
+    assert found == [0, 1, 2, 3, 4]
+    assert list(parallel.prefetch(mesh, [])) == []
+
+
 def test_replicated_arrays_are_copies_that_a_donating_step_may_destroy():
     mesh = parallel.make_mesh()
     original = {"a": jax.numpy.arange(3.0), "b": np.float32(2), "step": np.int32(7)}

@@ -1,7 +1,7 @@
 """The training step: devices, distillation, moving average, precision."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -12,10 +12,13 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from scipy.special import expit
 
-from mela_jax import checkpoint, parallel, steps
+from mela_jax import checkpoint, optim, parallel, steps
+from mela_jax.data.augment import AugmentSettings, augment_batch, draw_views
 from mela_jax.distill.logits import binary_kd
+from mela_jax.models.convolution import plain_convolutions
 from mela_jax.models.outputs import Outputs
-from mela_jax.state import Variables
+from mela_jax.models.zoo import create_model
+from mela_jax.state import Variables, create_state
 from tests import tiny
 
 AXIS = parallel.BATCH_AXIS
@@ -343,6 +346,140 @@ def test_computing_in_bfloat16_leaves_every_variable_and_the_loss_in_float32():
     expected = np.logaddexp(0, np.where(labels == 1, -exact, exact)).mean()
     assert float(metrics["loss"]) == pytest.approx(expected, rel=2e-2)
     assert float(metrics["loss"]) != pytest.approx(expected, rel=1e-6)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Yield the operations of a program and of the functions it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def operand_dtypes(program: Any, operation: str) -> list[str]:
+    """Return the dtype of the first operand of each such operation of a program."""
+    return [
+        str(equation.invars[0].aval.dtype)
+        for equation in equations(program.jaxpr)
+        if equation.primitive.name == operation
+    ]
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_small"])
+def test_in_bfloat16_statistics_are_float32_and_convolutions_are_not(name: str):
+    """In the program that a GPU gets, of a forward pass in training mode."""
+    image = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+    model = create_model(name, dtype=jnp.bfloat16)
+    variables = jax.eval_shape(
+        lambda x: model.init(jax.random.key(0), x, train=False), image
+    )
+
+    def forward(variables: Variables, image: jax.Array) -> Any:
+        return model.apply(variables, image, train=True, mutable=["batch_stats"])
+
+    with plain_convolutions():
+        program = jax.make_jaxpr(forward)(variables, image)
+        outputs, updates = jax.eval_shape(forward, variables, image)
+    # Sums over pixels and images: batch norm's mean and mean square, squeeze-excite's
+    # means, the head's pooling.
+    sums = operand_dtypes(program, "reduce_sum")
+    num_norms = len(jax.tree.leaves(updates)) // 2
+    assert len(sums) >= 2 * num_norms > 60
+    assert set(sums) == {"float32"}
+    convolutions = operand_dtypes(program, "conv_general_dilated")
+    assert len(convolutions) >= num_norms
+    assert set(convolutions) == {"bfloat16"}
+    # The head.
+    assert operand_dtypes(program, "dot_general") == ["float32"]
+    assert outputs.logits.dtype == outputs.features.dtype == jnp.float32
+    for leaf in jax.tree.leaves((variables, updates)):
+        assert leaf.dtype == jnp.float32
+
+
+def test_in_bfloat16_the_real_step_keeps_its_state_and_its_losses_in_float32():
+    """ResNet50 -> MobileNetV3-Small, traced; nothing is compiled."""
+    mesh = mesh_of(1)
+    teacher, student = (
+        create_model(name, dtype=jnp.bfloat16, bn_axis_name=AXIS)
+        for name in ("resnet50", "mobilenet_v3_small")
+    )
+    optimizer = optim.make_optimizer(
+        learning_rate=1e-3,
+        total_steps=10,
+        warmup_steps=0,
+        weight_decay=1e-4,
+        clip_norm=1.0,
+    )
+    step = steps.make_train_step(
+        student,
+        optimizer,
+        tiny.distill_objective(teacher, alpha=0.5),
+        ema_decay=0.9,
+        seed=0,
+        axis_name=AXIS,
+    )
+    image = jnp.zeros((2, 32, 32, 3), jnp.float32)
+    batch = {"image": image, "label": jnp.zeros(2, jnp.int32)}
+
+    def initial(model: nn.Module) -> Variables:
+        return jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
+
+    state = jax.eval_shape(
+        lambda v: create_state(v, optimizer, use_ema=True), initial(student)
+    )
+    frozen = initial(teacher)
+    mapped = parallel.map_train_step(step, mesh)
+    with plain_convolutions():
+        program = jax.make_jaxpr(mapped)(state, frozen, batch)
+        after, metrics = jax.eval_shape(mapped, state, frozen, batch)
+    assert {"loss", "hard_loss", "soft_loss", "gradient_norm"} <= metrics.keys()
+    for tree in (after.variables, after.ema, metrics):
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} == {"float32"}
+    for leaf in jax.tree.leaves(after.opt_state):
+        assert leaf.dtype == (jnp.float32 if leaf.ndim else leaf.dtype)
+    # What is averaged over the devices: statistics, gradients, losses.
+    averaged = operand_dtypes(program, "psum") + operand_dtypes(
+        program, "psum_invariant"
+    )
+    assert len(averaged) > 100
+    assert set(averaged) == {"float32"}
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_views_rendered_in_the_step_train_as_those_of_the_host(num_devices: int):
+    mesh = mesh_of(num_devices)
+    rng = np.random.default_rng(2)
+    pictures = rng.integers(0, 256, (tiny.BATCH_SIZE, 12, 12, 3), np.uint8)
+    transforms, colours = draw_views(
+        seed=0,
+        epoch=0,
+        indices=np.arange(tiny.BATCH_SIZE),
+        settings=AugmentSettings(True, True, 0.5, 0.2, 0.2, 0.2, 0.05),
+        size_in=12,
+        size_out=tiny.IMAGE_SIZE,
+    )
+    label = tiny.batch(0)["label"]
+    host = augment_batch(pictures, transforms, colours, size=tiny.IMAGE_SIZE).numpy()
+    raw = {"image": pictures, "transform": transforms, "colour": colours}
+    spy = SpyTeacher()
+    frozen = parallel.replicate(mesh, tiny.initial(spy, seed=0))
+    found = []
+    for render, batch in ((False, {"image": host}), (True, raw)):
+        state, train_step = tiny.make_run(
+            mesh,
+            tiny.network(axis_name=AXIS),
+            tiny.distill_objective(spy, alpha=0.5),
+            render=render,
+        )
+        on_devices = parallel.shard_batch(mesh, {**batch, "label": label})
+        state, metrics = train_step(state, frozen, on_devices)
+        found.append(jax.device_get((metrics, state.variables)))
+    (theirs, their_variables), (ours, our_variables) = found
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-3, err_msg=name)
+    assert_close(
+        our_variables["batch_stats"], their_variables["batch_stats"], atol=1e-4
+    )
 
 
 def test_the_same_run_twice_is_the_same_bit_for_bit():

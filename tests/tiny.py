@@ -106,6 +106,7 @@ def make_run(
     ema_decay: float = 0.0,
     learning_rate: float = 1e-2,
     total_steps: int = 10,
+    render: bool = False,
 ) -> tuple[TrainState, Any]:
     """Return the state before the first step, and the step over the mesh's devices."""
     optimizer = optim.make_optimizer(
@@ -123,6 +124,8 @@ def make_run(
         seed=SEED,
         axis_name=parallel.BATCH_AXIS,
     )
+    if render:
+        step = steps.render_views(step, image_size=IMAGE_SIZE)
     state = create_state(initial(model, seed=SEED), optimizer, use_ema=ema_decay > 0)
     return parallel.replicate(mesh, state), parallel.map_train_step(step, mesh)
 

@@ -3,15 +3,16 @@
 Flips, rotation, crop and resize are a single affine warp, so that a picture is
 interpolated once. Brightness, contrast, saturation and hue are a single affine map of
 the colours. All randomness is NumPy's and comes from (seed, epoch, index of the image):
-a view depends neither on threads nor on the batch it is in.
+a view depends neither on threads nor on the batch it is in. TensorFlow renders the
+views here, on the host; `mela_jax.data.augment_on_device` renders the same ones in JAX.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 # RGB to YIQ, the colour space of NTSC: luma, and a plane of chroma in which saturation
 # is a radius and hue an angle.
@@ -164,10 +165,8 @@ def colour_map(
     return np.hstack([contrast * brightness * linear, offset]).astype(np.float32)
 
 
-def augment_batch(
-    images: tf.Tensor, transforms: tf.Tensor, colours: tf.Tensor, *, size: int
-) -> tf.Tensor:
-    """Render the views of a batch.
+def augment_batch(images: Any, transforms: Any, colours: Any, *, size: int) -> Any:
+    """Render the views of a batch with TensorFlow, on the host.
 
     Args:
       images: uint8[B, S, S, 3], RGB.
@@ -176,8 +175,11 @@ def augment_batch(
       size: side of the views in pixels, the `size_out` of `draw_views`.
 
     Returns:
-      float32[B, size, size, 3], RGB in [0, 255].
+      tf.Tensor float32[B, size, size, 3], RGB in [0, 255].
     """
+    # Here, because where the device renders, the rest of this module is enough.
+    import tensorflow as tf
+
     warped = tf.raw_ops.ImageProjectiveTransformV3(
         images=tf.cast(images, tf.float32),
         transforms=transforms,

@@ -5,14 +5,14 @@ from the seed and its number alone: nothing is shuffled in a buffer, nothing dep
 which thread is first, and any step can be the first.
 """
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from mela_jax.data.augment import AugmentSettings, augment_batch, draw_views
+from mela_jax.data.augment import AugmentSettings, augment_batch
+from mela_jax.data.raw_batches import fetch_ahead, make_fetch, process_share
 from mela_jax.errors import UserError
 
 # TensorFlow prepares images on the CPU; by default it would claim all memory of every
@@ -34,15 +34,14 @@ def make_train_batches(
     start_step: int,
     num_steps: int,
     settings: AugmentSettings,
+    render: bool = True,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Make the training batches of steps `start_step` to `num_steps - 1`.
 
-    Epoch e is a permutation of `indices` from (seed, e), cut into
-    `len(indices) // batch_size` batches; the remainder waits for another epoch's order.
-    A step's batch does not depend on `start_step`. Augmentation sees the image's row in
-    `images`, the seed and the epoch.
+    Order and views are those of `make_fetch`: a step's batch does not depend on
+    `start_step`.
 
     Args:
       images: uint8[N, S, S, 3], RGB; may be mapped from the disk.
@@ -54,6 +53,8 @@ def make_train_batches(
       start_step: the first step wanted; 0 at the start of training.
       num_steps: the length of the whole training: the first step not wanted.
       settings: augmentation.
+      render: render the views here. Otherwise the batches are those of `make_fetch`,
+        and the training step renders them.
       process_index: which process this is.
       process_count: how many share a step. Process p gets rows p b to (p + 1) b of the
         step's batch, with b = batch_size / process_count.
@@ -66,41 +67,31 @@ def make_train_batches(
       UserError: fewer images than `batch_size`, or one that does not divide among the
         processes.
     """
-    share = _share(batch_size, process_count)
-    rows = np.asarray(indices, np.int64)
-    steps_per_epoch = len(rows) // batch_size
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"{len(rows)} training images are too few for one batch of {batch_size}; "
-            "lower the batch size"
-        )
-    labels = np.asarray(labels, np.int32)
+    fetch = make_fetch(
+        images,
+        labels,
+        indices,
+        image_size=image_size,
+        batch_size=batch_size,
+        seed=seed,
+        settings=settings,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    if not render:
+        return fetch_ahead(fetch, start=start_step, stop=num_steps)
+    share = process_share(batch_size, process_count)
     size_in = images.shape[1]
 
-    @functools.lru_cache(maxsize=2)
-    def order(epoch: int) -> np.ndarray:
-        rng = np.random.default_rng(np.random.SeedSequence([seed, epoch]))
-        return rng.permutation(rows)
-
-    def fetch(step: np.int64) -> tuple[np.ndarray, ...]:
-        epoch, position = divmod(int(step), steps_per_epoch)
-        start = position * batch_size + process_index * share
-        chosen = order(epoch)[start : start + share]
-        transforms, colours = draw_views(
-            seed=seed,
-            epoch=epoch,
-            indices=chosen,
-            settings=settings,
-            size_in=size_in,
-            size_out=image_size,
-        )
-        index = chosen.astype(np.int32)
-        return images[chosen], labels[chosen], index, transforms, colours
+    def fetch_tuple(step: np.int64) -> tuple[np.ndarray, ...]:
+        raw = fetch(int(step))
+        names = ("image", "label", "index", "transform", "colour")
+        return tuple(raw[name] for name in names)
 
     def load(step: tf.Tensor) -> dict[str, tf.Tensor]:
         types = (tf.uint8, tf.int32, tf.int32, tf.float32, tf.float32)
         image, label, index, transforms, colours = tf.numpy_function(
-            fetch, [step], types
+            fetch_tuple, [step], types
         )
         image = tf.ensure_shape(image, [share, size_in, size_in, 3])
         transforms = tf.ensure_shape(transforms, [share, 8])
@@ -142,7 +133,7 @@ def make_eval_batches(
       UserError: no images, images of another size, or a batch size that does not divide
         among the processes.
     """
-    share = _share(batch_size, process_count)
+    share = process_share(batch_size, process_count)
     rows = np.asarray(indices, np.int64)
     if len(rows) == 0:
         raise UserError("there are no images to evaluate")
@@ -169,14 +160,6 @@ def make_eval_batches(
         return {"image": image, "label": label, "index": index, "mask": real}
 
     return _iterate(load, start=0, stop=num_batches)
-
-
-def _share(batch_size: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"a batch of {batch_size} does not divide among {process_count} processes"
-        )
-    return batch_size // process_count
 
 
 def _iterate(load: Any, *, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:

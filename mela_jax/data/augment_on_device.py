@@ -1,0 +1,48 @@
+"""The views of `mela_jax.data.augment`, rendered in JAX, inside a training step.
+
+The parameters of every view are still drawn on the host, from the seed, the epoch and
+the image; only the arithmetic on pixels moves. So one and the same run sees the same
+views either way, up to float rounding, on any number of devices.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+
+
+def augment_batch(
+    images: jax.Array, transforms: jax.Array, colours: jax.Array, *, size: int
+) -> jax.Array:
+    """Render the views of a batch: one bilinear warp, one affine map of the colours.
+
+    Args:
+      images: uint8[B, S, S, 3], RGB.
+      transforms: float32[B, 8], from `draw_views`.
+      colours: float32[B, 3, 4], from `draw_views`.
+      size: side of the views in pixels, the `size_out` of `draw_views`.
+
+    Returns:
+      float32[B, size, size, 3], RGB in [0, 255].
+    """
+    y, x = jnp.mgrid[:size, :size].astype(jnp.float32)
+
+    def view(image: jax.Array, transform: jax.Array, colour: jax.Array) -> jax.Array:
+        a = transform
+        places = [a[3] * x + a[4] * y + a[5], a[0] * x + a[1] * y + a[2]]
+        # SciPy's "reflect" is TensorFlow's REFLECT: the border's pixel comes twice.
+        warp = jax.vmap(
+            lambda channel: map_coordinates(channel, places, order=1, mode="reflect"),
+            in_axes=-1,
+            out_axes=-1,
+        )
+        # The whole product in float32: by default a TPU multiplies in bfloat16 and a
+        # GPU in TF32, which would cost up to a grey level.
+        changed = jnp.einsum(
+            "hwc,kc->hwk",
+            warp(image.astype(jnp.float32)),
+            colour[:, :3],
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return jnp.clip(changed + colour[:, 3], 0.0, 255.0)
+
+    return jax.vmap(view)(images, transforms, colours)

@@ -1,0 +1,100 @@
+"""Batches before rendering are what the host's pipeline renders."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from mela_jax.data import raw_batches
+from mela_jax.data.augment import AugmentSettings, augment_batch
+from mela_jax.data.input_pipeline import make_train_batches
+from mela_jax.data.raw_batches import fetch_ahead, make_fetch
+
+SETTINGS = AugmentSettings(
+    flip=True,
+    rotate=True,
+    crop_min_area=0.5,
+    brightness=0.2,
+    contrast=0.2,
+    saturation=0.2,
+    hue=0.05,
+)
+IMAGES = np.random.default_rng(0).integers(0, 256, (23, 12, 12, 3), dtype=np.uint8)
+LABELS = np.arange(23) % 3 == 0
+ROWS = np.arange(2, 21)  # 19 rows: 4 batches of 4, and 3 images that wait
+OPTIONS = {"image_size": 8, "batch_size": 4, "seed": 5, "settings": SETTINGS}
+
+
+def raw(**changes):
+    """Return ten training batches that are not rendered."""
+    steps = {"start_step": 0, "num_steps": 10, "render": False}
+    return list(
+        make_train_batches(IMAGES, LABELS, ROWS, **OPTIONS | steps | changes),
+    )
+
+
+def test_rendered_they_are_the_batches_of_the_host():
+    """The same rows in the same order, and the parameters of the same views."""
+    rendered = raw(render=True)
+    assert len(raw()) == len(rendered) == 10
+    for ours, theirs in zip(raw(), rendered, strict=True):
+        assert ours["image"].dtype == np.uint8
+        for key in ("label", "index"):
+            np.testing.assert_array_equal(ours[key], theirs[key], strict=True)
+        np.testing.assert_array_equal(ours["image"], IMAGES[ours["index"]])
+        view = augment_batch(ours["image"], ours["transform"], ours["colour"], size=8)
+        np.testing.assert_allclose(view, theirs["image"], atol=1e-3)
+
+
+@pytest.mark.parametrize("start", [1, 4, 10])
+def test_restart(start):
+    """From any step on, the batches are those of an uninterrupted run."""
+    again, whole = raw(start_step=start), raw()[start:]
+    assert len(again) == len(whole)
+    for batch, other in zip(again, whole, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key], strict=True)
+
+
+def test_processes_share_a_batch():
+    parts = [raw(process_index=p, process_count=2) for p in range(2)]
+    for step, whole in enumerate(raw()):
+        for key in whole:
+            joined = np.concatenate([part[step][key] for part in parts])
+            np.testing.assert_array_equal(joined, whole[key], strict=True)
+
+
+def test_fetched_ahead_by_threads_they_come_in_order():
+    """The first step is fetched last: order is not left to the threads."""
+    others = threading.Event()
+
+    def fetch(step: int) -> dict[str, np.ndarray]:
+        if step == 0:
+            assert others.wait(60), "step 1 was never fetched beside step 0"
+        else:
+            others.set()
+        return {"step": np.array(step)}
+
+    batches = fetch_ahead(fetch, start=0, stop=9)
+    assert [int(batch["step"]) for batch in batches] == list(range(9))
+
+
+def test_no_more_is_fetched_than_is_kept():
+    """Memory is bounded, however slow the steps are."""
+    fetched: list[int] = []
+
+    def fetch(step: int) -> dict[str, np.ndarray]:
+        fetched.append(step)
+        return {}
+
+    batches = fetch_ahead(fetch, start=0, stop=100)
+    next(batches)
+    batches.close()
+    assert sorted(fetched) == list(range(raw_batches._AHEAD + 1))
+
+
+def test_an_error_while_fetching_is_not_swallowed():
+    fetch = make_fetch(IMAGES, LABELS, np.array([0, 1, 2, 99]), **OPTIONS)
+    with pytest.raises(IndexError):
+        list(fetch_ahead(fetch, start=0, stop=1))
