@@ -4,14 +4,21 @@
 
 Both sides compute the same: float32, binary cross-entropy, AdamW with the gradient
 clipped, a moving average of the weights. TensorFlow uses one thread a core; mela_jax
-one virtual device a core. Calls are taken in turn in this one process.
+one virtual device a core. Each side has a process of its own, so that neither's memory
+is in the other's way, and the processes take turns.
 """
 
 import argparse
+import json
 import os
+import statistics
+import subprocess
 import sys
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+SIDES = ("mela_jax", "keras", "keras_jit")
 
 
 def main() -> None:
@@ -23,31 +30,61 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, default=224, help="side in pixels")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls a turn")
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
-        "--jit", default="off,on", help="TensorFlow's jit_compile: off, on or both"
+        "--sides", default="mela_jax,keras", help=f"of {','.join(SIDES)}"
     )
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-
-    from benchmarks import jax_networks
-
-    jax_networks.set_up(arguments.cores)
+    if arguments.side:
+        print(json.dumps(measure(arguments)))
+        return
     print(
-        f"{arguments.cores} cores, batch {arguments.batch_size},"
-        f" {arguments.size} px, float32; images/s, median of {arguments.rounds}"
+        f"{arguments.cores} cores, batch {arguments.batch_size}, {arguments.size} px,"
+        f" float32; images/s, median of {arguments.turns} x {arguments.rounds}"
     )
-    for name in arguments.models.split(","):
-        compare(name, arguments)
+    for model in arguments.models.split(","):
+        compare(model, arguments)
 
 
-def compare(name: str, arguments: argparse.Namespace) -> None:
-    """Time one network on both sides and print images/s and their ratio."""
-    import keras
+def compare(model: str, arguments: argparse.Namespace) -> None:
+    """Let the sides take turns on one network; print images/s and their ratio."""
+    sides = arguments.sides.split(",")
+    seconds: dict[str, dict[str, list[float]]] = {
+        kind: {side: [] for side in sides} for kind in ("train", "infer")
+    }
+    flags = [f"--{name}={getattr(arguments, name)}" for name in ("size", "batch_size")]
+    flags += [f"--rounds={arguments.rounds}", f"--cores={arguments.cores}"]
+    for _ in range(arguments.turns):
+        for side in sides:
+            command = [sys.executable, "-m", "benchmarks.networks", f"--side={side}"]
+            done = subprocess.run(
+                [*command, f"--models={model}", *flags],
+                stdout=subprocess.PIPE,
+                check=True,
+            )
+            for kind, times in json.loads(done.stdout.splitlines()[-1]).items():
+                seconds[kind][side] += times
+    for kind, by_side in seconds.items():
+        rate = {
+            side: arguments.batch_size / statistics.median(times)
+            for side, times in by_side.items()
+        }
+        own = rate[sides[0]]
+        others = "".join(
+            f"   {side} {rate[side]:7.1f} (ratio {own / rate[side]:.2f})"
+            for side in sides[1:]
+        )
+        print(f"{model:20} {kind}   {sides[0]} {own:7.1f}{others}", flush=True)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the seconds of each training step and each inference of one side."""
     import numpy as np
 
-    from benchmarks import jax_networks, keras_networks
-    from benchmarks.timing import interleave, rates
+    from benchmarks.timing import interleave
 
     rng = np.random.default_rng(0)
     size, count = arguments.size, arguments.batch_size
@@ -55,25 +92,37 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
         "image": rng.uniform(0, 255, (count, size, size, 3)).astype(np.float32),
         "label": (np.arange(count) % 2).astype(np.int32),
     }
+    make = _ours if arguments.side == "mela_jax" else _theirs
+    seconds = {}
+    for kind, run in make(arguments, batch).items():
+        # In blocks, not in turn: training leaves the caches to training.
+        seconds |= interleave({kind: run}, rounds=arguments.rounds, warmup=2)
+    return seconds
+
+
+def _ours(arguments: argparse.Namespace, batch: dict) -> dict[str, Callable]:
+    from benchmarks import jax_networks
+
+    jax_networks.set_up(arguments.cores)
+    network = jax_networks.Network(arguments.models, batch)
+    return {"train": network.train, "infer": network.infer}
+
+
+def _theirs(arguments: argparse.Namespace, batch: dict) -> dict[str, Callable]:
+    import tensorflow as tf
+
+    from benchmarks import keras_networks
+
+    tf.config.threading.set_intra_op_parallelism_threads(arguments.cores)
     images, labels = keras_networks.batch_of(batch)
-    ours = jax_networks.Network(name, batch)
-    train = {"mela_jax": ours.train}
-    infer = {"mela_jax": ours.infer}
-    for mode in arguments.jit.split(","):
-        theirs = keras_networks.create_keras_model(name, size)
-        step = keras_networks.make_keras_train_step(theirs, jit=mode == "on")
-        evaluate = keras_networks.make_keras_eval_step(theirs, jit=mode == "on")
-        train[f"keras, jit {mode}"] = lambda step=step: step(images, labels).numpy()
-        infer[f"keras, jit {mode}"] = lambda run=evaluate: run(images).numpy()
-    for kind, runs in (("train", train), ("infer", infer)):
-        speed = rates(interleave(runs, rounds=arguments.rounds, warmup=2), count)
-        own = speed.pop("mela_jax")
-        others = "".join(
-            f"   {label} {rate:7.1f} (ratio {own / rate:.2f})"
-            for label, rate in speed.items()
-        )
-        print(f"{name:20} {kind}   mela_jax {own:7.1f}{others}", flush=True)
-    keras.backend.clear_session()
+    model = keras_networks.create_keras_model(arguments.models, arguments.size)
+    jit = arguments.side == "keras_jit"
+    step = keras_networks.make_keras_train_step(model, jit=jit)
+    evaluate = keras_networks.make_keras_eval_step(model, jit=jit)
+    return {
+        "train": lambda: step(images, labels).numpy(),
+        "infer": lambda: evaluate(images).numpy(),
+    }
 
 
 if __name__ == "__main__":
