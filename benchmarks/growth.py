@@ -98,7 +98,8 @@ def grow_data(arguments: argparse.Namespace, folder: Path) -> None:
         )
         print(
             f"| {count} | {job.seconds:.1f} | {job.cpu_seconds:.1f}"
-            f" | {job.cpu_seconds / count * 1e3:.2f} | {job.peak_mb:.0f} | {job.peak_own_mb:.0f} |",
+            f" | {job.cpu_seconds / count * 1e3:.2f} | {job.peak_mb:.0f}"
+            f" | {job.peak_own_mb:.0f} |",
             flush=True,
         )
 
