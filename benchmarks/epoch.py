@@ -72,11 +72,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
             "label": (np.arange(batch_size) % 2).astype(np.int32),
         },
     )
-    alone.train(2)
+    alone.train_many(2)
     seconds: dict[str, list[float]] = {"alone": [], "training": [], "epoch": []}
     for number in range(arguments.rounds):
         start = time.perf_counter()
-        alone.train(steps // 2)
+        alone.train_many(steps // 2)
         seconds["alone"].append((time.perf_counter() - start) / (steps // 2))
         workdir = folder / f"round_{number}"
         pipeline.train_student(

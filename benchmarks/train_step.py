@@ -42,7 +42,7 @@ def main() -> None:
         },
     )
     seconds = interleave(
-        {"train": lambda: network.train(arguments.steps)}, rounds=arguments.rounds
+        {"train": lambda: network.train_many(arguments.steps)}, rounds=arguments.rounds
     )
     print(f"{rates(seconds, arguments.steps * count)['train']:.2f}")
 
