@@ -81,6 +81,12 @@ class Network:
         self.state, metrics = self._train(self.state, self.frozen, arrays)
         return float(metrics["loss"])
 
+    def train_many(self, num_steps: int) -> float:
+        """Take steps, the next one issued before the last is done; return the loss."""
+        for _ in range(num_steps):
+            self.state, metrics = self._train(self.state, self.frozen, self.batch)
+        return float(metrics["loss"])
+
     def infer(self) -> np.ndarray:
         """Return the logits float32[B] of the batch."""
         return np.asarray(self._infer(self.state.variables, self.batch["image"]))

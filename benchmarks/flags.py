@@ -1,0 +1,42 @@
+"""What the scripts of this folder share: flags, and how a script starts and fails."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+# Before TensorFlow is imported: its notices say nothing here.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from mela_jax.errors import UserError
+from mela_jax.memory import use_huge_pages
+
+CORES = len(os.sched_getaffinity(0))
+
+
+def positive(text: str) -> int:
+    """Read a whole number of 1 or more."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def positives(text: str) -> list[int]:
+    """Read whole numbers of 1 or more between commas."""
+    return [positive(part) for part in text.split(",")]
+
+
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """Return a parser that describes itself by a module's docstring."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script with large memory pages; a user's mistake ends in one line."""
+    use_huge_pages()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,51 @@
+"""The training step alone, on one batch that stays, in a process of its own.
+
+    python -m benchmarks.train_step [--model=mobilenet_v3_small] [--size=224]
+
+Prints images/s, the median of several rounds of some steps.
+"""
+
+from benchmarks import flags
+from mela_jax.config import CHOICES
+
+
+def main() -> None:
+    """Print one number."""
+    parser = flags.make_parser(__doc__)
+    parser.add_argument(
+        "--model", choices=CHOICES["*.model"], default="mobilenet_v3_small"
+    )
+    parser.add_argument("--size", type=flags.positive, default=224, help="pixels")
+    parser.add_argument("--batch_size", type=flags.positive, default=32)
+    parser.add_argument(
+        "--devices", type=flags.positive, default=flags.CORES, help="virtual ones"
+    )
+    parser.add_argument("--rounds", type=flags.positive, default=5)
+    parser.add_argument("--steps", type=flags.positive, default=3, help="in a round")
+    arguments = parser.parse_args()
+
+    import numpy as np
+
+    from benchmarks import jax_networks
+    from benchmarks.timing import interleave, rates
+    from mela_jax import parallel
+
+    jax_networks.set_up(arguments.devices)
+    size, count = arguments.size, arguments.batch_size
+    parallel.check_batch_size(count, field="batch_size")
+    rng = np.random.default_rng(0)
+    network = jax_networks.Network(
+        arguments.model,
+        {
+            "image": rng.uniform(0, 255, (count, size, size, 3)).astype(np.float32),
+            "label": (np.arange(count) % 2).astype(np.int32),
+        },
+    )
+    seconds = interleave(
+        {"train": lambda: network.train_many(arguments.steps)}, rounds=arguments.rounds
+    )
+    print(f"{rates(seconds, arguments.steps * count)['train']:.2f}")
+
+
+if __name__ == "__main__":
+    flags.run(main)
