@@ -78,6 +78,13 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
+def from_main_process(array: np.ndarray) -> np.ndarray:
+    """Return the main process's array in every process; all give the same shape."""
+    if jax.process_count() == 1:
+        return array
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def check_batch_size(batch_size: int, *, field: str) -> None:
     """Check that a batch divides evenly among the devices.
 

@@ -40,7 +40,7 @@ def make_hard_objective(hard_loss: HardLoss) -> Objective:
 def make_distill_objective(
     hard_loss: HardLoss,
     *,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     alpha: float,
     temperature: float,
     axis_name: str,
@@ -48,7 +48,8 @@ def make_distill_objective(
     """Return the objective of a student that learns from labels and from a teacher.
 
     The teacher runs in evaluation mode, with the frozen variables handed to the step,
-    on the very array of augmented images that the student saw.
+    on the very array of augmented images that the student saw. Where `teacher` is None
+    it did so before, and the batch holds its logits as "teacher_logits" float32[b].
 
     Its metrics hold `soft_gradient_share`: the norm of the soft term's gradient by the
     logits over the sum of both terms' norms, each with its weight. Near 0, the teacher
@@ -58,7 +59,10 @@ def make_distill_objective(
     def objective(
         logits: jax.Array, batch: Batch, frozen: Variables
     ) -> tuple[jax.Array, Metrics]:
-        targets = forward(teacher, frozen, batch["image"]).logits
+        if teacher is None:
+            targets = batch["teacher_logits"]
+        else:
+            targets = forward(teacher, frozen, batch["image"]).logits
 
         def hard_term(z: jax.Array) -> jax.Array:
             return total_loss(hard_loss(z, batch["label"]), 0.0, alpha=alpha).mean()

@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -71,18 +71,38 @@ def score(
     batch_size: int,
 ) -> np.ndarray:
     """Return the logits float32[n] of a split's images, in the order of its rows."""
-    rows = images.rows[split]
-    position = {int(row): i for i, row in enumerate(rows)}
-    logits = np.full(len(rows), np.nan, np.float32)
     batches = make_eval_batches(
         images.evaluation,
         images.labels,
-        rows,
+        images.rows[split],
         image_size=images.image_size,
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    return score_batches(eval_step, variables, batches, images.rows[split], mesh=mesh)
+
+
+def score_batches(
+    eval_step: EvalStep,
+    variables: Variables,
+    batches: Iterable[dict[str, np.ndarray]],
+    rows: np.ndarray,
+    *,
+    mesh: parallel.Mesh,
+) -> np.ndarray:
+    """Return the logits float32[n] of `rows` int[n], in their order.
+
+    Args:
+      eval_step: (variables, images on the devices) -> logits.
+      variables: of the network.
+      batches: this process's share of batches that hold every row once: "image",
+        "index" (the row) and "mask" (0 for filling), as `make_eval_batches`.
+      rows: rows of the data set.
+      mesh: devices.
+    """
+    position = {int(row): i for i, row in enumerate(rows)}
+    logits = np.full(len(rows), np.nan, np.float32)
     for batch in batches:
         on_devices = parallel.shard_batch(mesh, batch)
         outputs = parallel.gather(eval_step(variables, on_devices["image"]))
@@ -110,6 +130,8 @@ def fit(
     target_sensitivity: float,
     eval_batch_size: int,
     log_every_steps: int,
+    num_views: int = 0,
+    teacher_logits: np.ndarray | None = None,
 ) -> FitResult:
     """Train a model to the end of its schedule, from its latest checkpoint if any.
 
@@ -132,6 +154,9 @@ def fit(
       target_sensitivity: for the validation metric specificity_at_target.
       eval_batch_size: images per evaluation batch over all devices.
       log_every_steps: steps between two looks at the loss.
+      num_views: views of an image that recur; 0 for a fresh one every epoch.
+      teacher_logits: float32[views, N] of every view that training comes by, for an
+        objective that takes them from the batch.
 
     Raises:
       UserError: when the loss is not finite, or the disk is full.
@@ -190,16 +215,16 @@ def fit(
         start_step=first_step,
         num_steps=total_steps,
         settings=settings,
+        num_views=num_views,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     progress_bar = _progress(name, first_step, total_steps)
-    with _stop_requests() as stop_requested, progress_bar:
+    with stop_requests() as stop_requested, progress_bar:
         pending: list[steps.Metrics] = []
         for step, batch in enumerate(batches, start=first_step + 1):
-            state, metrics = train_step(
-                state, frozen, parallel.shard_batch(mesh, _inputs(batch))
-            )
+            inputs = parallel.shard_batch(mesh, _inputs(batch, teacher_logits))
+            state, metrics = train_step(state, frozen, inputs)
             pending.append(metrics)
             ends_epoch = step % steps_per_epoch == 0
             stop = parallel.any_process(stop_requested())
@@ -256,8 +281,13 @@ def fit(
     )
 
 
-def _inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {"image": batch["image"], "label": batch["label"]}
+def _inputs(
+    batch: dict[str, np.ndarray], teacher_logits: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    inputs = {"image": batch["image"], "label": batch["label"]}
+    if teacher_logits is not None:
+        inputs["teacher_logits"] = teacher_logits[batch["view"], batch["index"]]
+    return inputs
 
 
 def _fetch(
@@ -355,7 +385,7 @@ class _progress(contextlib.AbstractContextManager["_progress"]):
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
+def stop_requests() -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM and Ctrl-C into a flag that the loop reads between two steps."""
     requested = False
 
