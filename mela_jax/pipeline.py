@@ -315,7 +315,7 @@ def _train(
         focal_alpha=None if stage.focal_alpha == -1 else stage.focal_alpha,
     )
     settings = AugmentSettings(**config.augment.to_dict())
-    num_views = _count_views(config) if name != "teacher" else 0
+    num_views = count_views(config) if name != "teacher" else 0
     teacher_logits = None
     if teacher is None:
         objective = steps.make_hard_objective(hard_loss)
@@ -434,7 +434,7 @@ def _initial(network: nn.Module, image_size: int, seed: int) -> Variables:
     return init(jax.random.key(seed))
 
 
-def _count_views(config: ConfigDict) -> int:
+def count_views(config: ConfigDict) -> int:
     """Return how many views of an image the student sees; 0: one for every epoch."""
     is_random = AugmentSettings(**config.augment.to_dict()).is_random
     return config.student.num_views if is_random else 1
@@ -541,7 +541,7 @@ def report(
             "data": f"{config.data.name}, {config.data.dir}",
             "image size": f"{config.image_size} px, crop {config.crop}",
             "distillation": distillation,
-            "views of an image": f"{_count_views(config) or 'one for every epoch'}",
+            "views of an image": f"{count_views(config) or 'one for every epoch'}",
             "seed": f"{config.seed} (split {config.data.split_seed})",
             "devices": ", ".join(parallel.describe_devices()),
             **{
