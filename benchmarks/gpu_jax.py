@@ -208,4 +208,4 @@ def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[],
 
 
 def _inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {key: value for key, value in batch.items() if key != "index"}
+    return {k: v for k, v in batch.items() if k not in ("index", "view")}

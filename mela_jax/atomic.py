@@ -1,6 +1,9 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, and one process at a time."""
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from mela_jax.errors import UserError
@@ -36,3 +39,18 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             f"cannot write {target}: {error.strerror}; "
             "free some space or choose a folder you may write to"
         ) from error
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold a lock that the system frees when the process ends, however it ends.
+
+    Args:
+        path: the lock's own file, which stays.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -106,6 +106,11 @@ def default() -> ConfigDict:
     # trained. Empty: train a teacher.
     c.teacher.checkpoint = ""
     c.student = _stage("mobilenet_v3_small")
+    # Views of an image that the student (and its baseline) learn from: epoch e takes
+    # view e modulo this number, and the teacher's logits of all views are computed
+    # once and kept in data.cache_dir. 0: a fresh view every epoch, and the teacher runs
+    # in every step. See docs/distillation.md for what either costs.
+    c.student.num_views = 0
 
     c.distill = ConfigDict()
     # False: no teacher; the student learns from the labels alone.
@@ -197,6 +202,7 @@ def validate(config: ConfigDict) -> None:
             lambda v: v == -1 or 0 < v < 1,
             "-1 (none), or above 0 and below 1",
         )
+    _require(config, "student.num_views", lambda v: v >= 0, "0 or more")
     _require(config, "distill.alpha", lambda v: 0 <= v <= 1, "from 0 to 1")
     _require(config, "distill.temperature", lambda v: v > 0, "above 0")
     if config.baseline and not config.distill.enabled:

@@ -79,6 +79,13 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
+def from_main_process(array: np.ndarray) -> np.ndarray:
+    """Return the main process's array in every process; all give the same shape."""
+    if jax.process_count() == 1:
+        return array
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def check_batch_size(batch_size: int, *, field: str) -> None:
     """Check that a batch divides evenly among the devices.
 
@@ -169,6 +176,18 @@ def map_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         step,
         mesh=mesh,
         in_specs=(P(), P(BATCH_AXIS)),
+        out_specs=P(BATCH_AXIS),
+        check_vma=False,
+    )
+    return jax.jit(mapped)
+
+
+def map_batch(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Map function(batch) -> outputs, row by row, over the devices and jit it."""
+    mapped = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=P(BATCH_AXIS),
         out_specs=P(BATCH_AXIS),
         check_vma=False,
     )

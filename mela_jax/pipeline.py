@@ -43,6 +43,7 @@ from mela_jax.models.cost import count_flops, count_params
 from mela_jax.models.pretrained import find_imagenet_file, load_pretrained
 from mela_jax.models.zoo import create_model
 from mela_jax.state import Variables
+from mela_jax.teacher_cache import cached_logits
 from mela_jax.train import EvalStep, Images, fit, score
 
 SPLITS = ("train", "val", "test")
@@ -313,13 +314,30 @@ def _train(
         focal_gamma=stage.focal_gamma,
         focal_alpha=None if stage.focal_alpha == -1 else stage.focal_alpha,
     )
+    settings = AugmentSettings(**config.augment.to_dict())
+    num_views = count_views(config) if name != "teacher" else 0
+    teacher_logits = None
     if teacher is None:
         objective = steps.make_hard_objective(hard_loss)
     else:
         _check_teacher(teacher, images, mesh, config.eval_batch_size)
+        if num_views:
+            teacher_logits = cached_logits(
+                eval_step=teacher.eval_step,
+                variables=teacher.variables,
+                description=teacher.description,
+                images=images,
+                settings=settings,
+                augment_on_device=config.augment_on_device,
+                seed=seed,
+                num_views=min(num_views, stage.epochs),
+                mesh=mesh,
+                batch_size=config.eval_batch_size,
+                directory=expand_user(config.data.cache_dir) / "teacher_logits",
+            )
         objective = steps.make_distill_objective(
             hard_loss,
-            teacher=teacher.network,
+            teacher=None if num_views else teacher.network,
             alpha=config.distill.alpha,
             temperature=config.distill.temperature,
             axis_name=parallel.BATCH_AXIS,
@@ -336,10 +354,12 @@ def _train(
         variables=variables,
         stage=stage,
         objective=objective,
-        frozen=teacher.variables if teacher else {},
+        frozen=teacher.variables if teacher and not num_views else {},
         images=images,
-        settings=AugmentSettings(**config.augment.to_dict()),
+        settings=settings,
         augment_on_device=config.augment_on_device,
+        num_views=num_views,
+        teacher_logits=teacher_logits,
         directory=folder,
         mesh=mesh,
         seed=seed,
@@ -414,6 +434,12 @@ def _initial(network: nn.Module, image_size: int, seed: int) -> Variables:
     image = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
     init = jax.jit(lambda key: network.init(key, image, train=False))
     return init(jax.random.key(seed))
+
+
+def count_views(config: ConfigDict) -> int:
+    """Return how many views of an image the student sees; 0: one for every epoch."""
+    is_random = AugmentSettings(**config.augment.to_dict()).is_random
+    return config.student.num_views if is_random else 1
 
 
 def _check_teacher(
@@ -517,6 +543,7 @@ def report(
             "data": f"{config.data.name}, {config.data.dir}",
             "image size": f"{config.image_size} px, crop {config.crop}",
             "distillation": distillation,
+            "views of an image": f"{count_views(config) or 'one for every epoch'}",
             "seed": f"{config.seed} (split {config.data.split_seed})",
             "devices": ", ".join(parallel.describe_devices()),
             **{

@@ -42,7 +42,7 @@ def make_hard_objective(hard_loss: HardLoss) -> Objective:
 def make_distill_objective(
     hard_loss: HardLoss,
     *,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     alpha: float,
     temperature: float,
     axis_name: str,
@@ -50,7 +50,8 @@ def make_distill_objective(
     """Return the objective of a student that learns from labels and from a teacher.
 
     The teacher runs in evaluation mode, with the frozen variables handed to the step,
-    on the very array of augmented images that the student saw.
+    on the very array of augmented images that the student saw. Where `teacher` is None
+    it did so before, and the batch holds its logits as "teacher_logits" float32[b].
 
     Its metrics hold `soft_gradient_share`: the norm of the soft term's gradient by the
     logits over the sum of both terms' norms, each with its weight. Near 0, the teacher
@@ -60,7 +61,10 @@ def make_distill_objective(
     def objective(
         logits: jax.Array, batch: Batch, frozen: Variables
     ) -> tuple[jax.Array, Metrics]:
-        targets = forward(teacher, frozen, batch["image"]).logits
+        if teacher is None:
+            targets = batch["teacher_logits"]
+        else:
+            targets = forward(teacher, frozen, batch["image"]).logits
 
         def hard_term(z: jax.Array) -> jax.Array:
             return total_loss(hard_loss(z, batch["label"]), 0.0, alpha=alpha).mean()
@@ -147,21 +151,32 @@ def make_train_step(
     return step
 
 
+def make_render(*, image_size: int) -> Callable[[Batch], jax.Array]:
+    """Return render(batch) -> its views float32[b, image_size, image_size, 3].
+
+    The batch holds "image" uint8[b, T, T, 3] and, as `draw_views` gives them,
+    "transform" float32[b, 8] and "colour" float32[b, 3, 4].
+    """
+
+    def render(batch: Batch) -> jax.Array:
+        return augment_batch(
+            batch["image"], batch["transform"], batch["colour"], size=image_size
+        )
+
+    return render
+
+
 def render_views(step: TrainStep, *, image_size: int) -> TrainStep:
     """Return a step that first renders its views, on the device.
 
-    Its batch holds "image" uint8[b, T, T, 3] and, as `draw_views` gives them,
-    "transform" float32[b, 8] and "colour" float32[b, 3, 4]; `step` finds in "image" the
-    views float32[b, image_size, image_size, 3].
+    Its batch is that of `make_render`; `step` finds the views in "image".
     """
+    render = make_render(image_size=image_size)
 
     def rendering(
         state: TrainState, frozen: Variables, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        views = augment_batch(
-            batch["image"], batch["transform"], batch["colour"], size=image_size
-        )
-        return step(state, frozen, {**batch, "image": views})
+        return step(state, frozen, {**batch, "image": render(batch)})
 
     return rendering
 

@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -71,21 +71,44 @@ def score(
     batch_size: int,
 ) -> np.ndarray:
     """Return the logits float32[n] of a split's images, in the order of its rows."""
-    rows = images.rows[split]
-    position = {int(row): i for i, row in enumerate(rows)}
-    logits = np.full(len(rows), np.nan, np.float32)
     batches = make_eval_batches(
         images.evaluation,
         images.labels,
-        rows,
+        images.rows[split],
         image_size=images.image_size,
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    return score_batches(eval_step, variables, batches, images.rows[split], mesh=mesh)
+
+
+def score_batches(
+    eval_step: EvalStep,
+    variables: Variables,
+    batches: Iterable[dict[str, np.ndarray]],
+    rows: np.ndarray,
+    *,
+    mesh: parallel.Mesh,
+    render: Callable[[steps.Batch], jax.Array] | None = None,
+) -> np.ndarray:
+    """Return the logits float32[n] of `rows` int[n], in their order.
+
+    Args:
+      eval_step: (variables, images on the devices) -> logits.
+      variables: of the network.
+      batches: this process's share of batches that hold every row once: "image",
+        "index" (the row) and "mask" (0 for filling), as `make_eval_batches`.
+      rows: rows of the data set.
+      mesh: devices.
+      render: makes the images of a batch on the devices, where they are not yet in it.
+    """
+    position = {int(row): i for i, row in enumerate(rows)}
+    logits = np.full(len(rows), np.nan, np.float32)
     for batch in batches:
         on_devices = parallel.shard_batch(mesh, batch)
-        outputs = parallel.gather(eval_step(variables, on_devices["image"]))
+        views = render(on_devices) if render else on_devices["image"]
+        outputs = parallel.gather(eval_step(variables, views))
         index = parallel.gather(on_devices["index"])
         real = parallel.gather(on_devices["mask"]) > 0
         for row, value in zip(index[real], outputs[real], strict=True):
@@ -111,6 +134,8 @@ def fit(
     target_sensitivity: float,
     eval_batch_size: int,
     log_every_steps: int,
+    num_views: int = 0,
+    teacher_logits: np.ndarray | None = None,
 ) -> FitResult:
     """Train a model to the end of its schedule, from its latest checkpoint if any.
 
@@ -134,6 +159,9 @@ def fit(
       target_sensitivity: for the validation metric specificity_at_target.
       eval_batch_size: images per evaluation batch over all devices.
       log_every_steps: steps between two looks at the loss.
+      num_views: views of an image that recur; 0 for a fresh one every epoch.
+      teacher_logits: float32[views, N] of every view that training comes by, for an
+        objective that takes them from the batch.
 
     Raises:
       UserError: when the loss is not finite, or the disk is full.
@@ -192,14 +220,16 @@ def fit(
         start_step=first_step,
         num_steps=total_steps,
         settings=settings,
+        num_views=num_views,
         render=not augment_on_device,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     progress_bar = _progress(name, first_step, total_steps)
-    with _stop_requests() as stop_requested, progress_bar:
+    with stop_requests() as stop_requested, progress_bar:
         pending: list[steps.Metrics] = []
-        on_devices = parallel.prefetch(mesh, map(_inputs, batches))
+        inputs = (_inputs(batch, teacher_logits) for batch in batches)
+        on_devices = parallel.prefetch(mesh, inputs)
         for step, batch in enumerate(on_devices, start=first_step + 1):
             # Nothing may cross between host and devices behind our back: the host
             # runs ahead of the devices until it looks at the loss.
@@ -264,9 +294,14 @@ def fit(
     )
 
 
-def _inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return what a step needs of a batch."""
-    return {key: value for key, value in batch.items() if key != "index"}
+def _inputs(
+    batch: dict[str, np.ndarray], teacher_logits: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Return what a step needs of a batch, the kept logits of its views included."""
+    inputs = {k: v for k, v in batch.items() if k not in ("index", "view")}
+    if teacher_logits is not None:
+        inputs["teacher_logits"] = teacher_logits[batch["view"], batch["index"]]
+    return inputs
 
 
 def _fetch(
@@ -364,7 +399,7 @@ class _progress(contextlib.AbstractContextManager["_progress"]):
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
+def stop_requests() -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM and Ctrl-C into a flag that the loop reads between two steps."""
     requested = False
 

@@ -110,6 +110,7 @@ def test_unknown_model_lists_the_models(job: Job, tmp_path: Path):
         ("data.val_fraction", 0.9, "train"),
         ("data.fold", 5, "0 to 4"),
         ("eval_batch_size", 0, "1 or more"),
+        ("student.num_views", -1, "0 or more"),
     ],
 )
 def test_value_out_of_range(field: str, value: object, wanted: str):

@@ -37,6 +37,7 @@ LAYERS = (
     ("mela_jax.main", "mela_jax.predict"),
     ("mela_jax.inference",),
     ("mela_jax.pipeline",),
+    ("mela_jax.teacher_cache",),
     ("mela_jax.train",),
     ("mela_jax.steps",),
     (

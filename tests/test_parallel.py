@@ -184,6 +184,7 @@ def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path):
             axis_types=(AxisType.Auto,),
         )
         history, variables = tiny.distil(mesh, num_steps=3)
+        logits = tiny.kept_logits(mesh, tmp_path / "kept")
         finish(started, tmp_path)
     found = [dict(np.load(path, allow_pickle=False)) for path in results]
     assert [bool(f["main"]) for f in found] == [True, False]
@@ -204,6 +205,11 @@ def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path):
             f["gathered"], [[0, 1], [2, 3], [4, 5], [10, 11], [12, 13], [14, 15]]
         )
         assert f["heard"] and not f["not_heard"]
+        # The teacher's kept logits: computed by both, read again from the main one.
+        np.testing.assert_allclose(f["first"], logits, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(f["again"], f["first"])
+    assert len(list((tmp_path / "0.kept").glob("*.npz"))) == 2
+    assert not (tmp_path / "1.kept").exists()
 
 
 def test_the_whole_job_in_two_processes_is_that_in_one(tmp_path: Path):

@@ -3,6 +3,7 @@
 Shared by the tests of the training step and by the processes that they start.
 """
 
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -10,15 +11,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mela_jax import config as mela_config
 from mela_jax import losses, optim, parallel, steps
+from mela_jax.data.augment import AugmentSettings
 from mela_jax.models.head import Classifier, Head
 from mela_jax.models.normalization import BatchNorm
 from mela_jax.state import TrainState, Variables, create_state
+from mela_jax.teacher_cache import cached_logits
+from mela_jax.train import Images
 
 IMAGE_SIZE = 8
 BATCH_SIZE = 16
 TEMPERATURE = 2.0
 SEED = 3
+SETTINGS = AugmentSettings(**mela_config.default().augment.to_dict())
+# As in a teacher's model.json; the last is nothing that its logits depend on.
+DESCRIPTION = {
+    "model": "tiny",
+    "pool": "avg",
+    "hidden": 0,
+    "compute_dtype": "float32",
+    "history": "long",
+}
 
 
 class Body(nn.Module):
@@ -72,6 +86,36 @@ def batch(step: int) -> dict[str, np.ndarray]:
     }
 
 
+def images(*, size: int = IMAGE_SIZE) -> Images:
+    """Return 48 pictures of noise: 37 to train on, 8 of validation."""
+    rng = np.random.default_rng(5)
+    return Images(
+        train=rng.integers(0, 256, (48, 12, 12, 3), np.uint8),
+        evaluation=rng.integers(0, 256, (48, size, size, 3), np.uint8),
+        labels=np.arange(48, dtype=np.int32) % 2,
+        rows={"train": np.arange(3, 40), "val": np.arange(40, 48)},
+    )
+
+
+def kept_logits(mesh: parallel.Mesh, directory: Path, **changes: Any) -> np.ndarray:
+    """Return a teacher's logits of two views of the images, kept in a folder."""
+    teacher = network(axis_name=parallel.BATCH_AXIS)
+    options: dict[str, Any] = {
+        "eval_step": parallel.map_eval_step(steps.make_eval_step(teacher), mesh),
+        "variables": parallel.replicate(mesh, initial(teacher, seed=11)),
+        "description": DESCRIPTION,
+        "images": images(),
+        "settings": SETTINGS,
+        "augment_on_device": False,
+        "seed": 4,
+        "num_views": 2,
+        "mesh": mesh,
+        "batch_size": 8,
+        "directory": directory,
+    }
+    return cached_logits(**options | changes)
+
+
 def share_of(
     whole: dict[str, np.ndarray], *, process: int, of: int
 ) -> dict[str, np.ndarray]:
@@ -87,8 +131,8 @@ def hard_objective() -> steps.Objective:
     return steps.make_hard_objective(losses.bce)
 
 
-def distill_objective(teacher: nn.Module, *, alpha: float) -> steps.Objective:
-    """Return the objective of learning from labels and a teacher."""
+def distill_objective(teacher: nn.Module | None, *, alpha: float) -> steps.Objective:
+    """Return the objective of learning from labels and a teacher, or its logits."""
     return steps.make_distill_objective(
         losses.bce,
         teacher=teacher,

@@ -28,6 +28,8 @@ def train_steps(result: Path) -> int:
     history, variables = tiny.distil(
         mesh, num_steps=3, process=jax.process_index(), processes=jax.process_count()
     )
+    # Only the main process may need its folder: elsewhere it cannot even be made.
+    first, again = (tiny.kept_logits(mesh, result.with_suffix(".kept")) for _ in "ab")
     rows = np.arange(6, dtype=np.float32).reshape(3, 2) + 10 * jax.process_index()
     gathered = parallel.gather(parallel.shard_batch(mesh, {"x": rows})["x"])
     parallel.wait_for_all("done")
@@ -36,6 +38,8 @@ def train_steps(result: Path) -> int:
         loss=[metrics["loss"] for metrics in history],
         share=[metrics["soft_gradient_share"] for metrics in history],
         gathered=gathered,
+        first=first,
+        again=again,
         # One process asks, all must hear it.
         heard=parallel.any_process(jax.process_index() == 1),
         not_heard=parallel.any_process(False),

@@ -2,9 +2,10 @@
 
 Flips, rotation, crop and resize are a single affine warp, so that a picture is
 interpolated once. Brightness, contrast, saturation and hue are a single affine map of
-the colours. All randomness is NumPy's and comes from (seed, epoch, index of the image):
-a view depends neither on threads nor on the batch it is in. TensorFlow renders the
-views here, on the host; `mela_jax.data.augment_on_device` renders the same ones in JAX.
+the colours. All randomness is NumPy's and comes from (seed, view, index of the image):
+a view depends neither on threads nor on the batch it is in, and can be had again.
+TensorFlow renders the views here, on the host; `mela_jax.data.augment_on_device`
+renders the same ones in JAX.
 """
 
 import math
@@ -47,6 +48,12 @@ class AugmentSettings:
     saturation: float
     hue: float
 
+    @property
+    def is_random(self) -> bool:
+        """Whether two views of a picture can differ."""
+        colours = (self.brightness, self.contrast, self.saturation, self.hue)
+        return self.flip or self.rotate or self.crop_min_area < 1 or any(colours)
+
 
 def draw_views(
     *,
@@ -61,7 +68,7 @@ def draw_views(
 
     Args:
       seed: not negative.
-      epoch: how often the images have been seen before.
+      epoch: number of the view; where every epoch has its own, the epoch's.
       indices: int[B], which image of the data set each is.
       settings: how far views may differ.
       size_in: side of the images in pixels.

@@ -5,9 +5,7 @@ mapped, not read. NumPy and Pillow only.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mela_jax.atomic import hold_lock
 from mela_jax.data.image_io import BadImageError, load_square
 from mela_jax.data.records import Record
 from mela_jax.errors import UserError
@@ -84,7 +83,7 @@ def open_cache(
     megabytes = len(records) * size * size * 3 / 1e6
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(target.with_suffix(".lock")):
+        with hold_lock(target.with_suffix(".lock")):
             cache = _open(target, num_images=len(records), size=size)
             if cache is None:
                 _build(target, records, size=size, crop=crop)
@@ -128,14 +127,6 @@ def fingerprint(records: Sequence[Record], *, size: int, crop: str) -> str:
             state = "absent"
         digest.update(f"{path}\0{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock that the system frees when the process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _open(target: Path, *, num_images: int, size: int) -> ImageCache | None:

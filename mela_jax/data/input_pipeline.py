@@ -12,7 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from mela_jax.data.augment import AugmentSettings, augment_batch
-from mela_jax.data.raw_batches import fetch_ahead, make_fetch, process_share
+from mela_jax.data.raw_batches import (
+    Fetch,
+    fetch_ahead,
+    fill_up,
+    make_fetch,
+    make_view_fetch,
+    process_share,
+)
 from mela_jax.errors import UserError
 
 # TensorFlow prepares images on the CPU; by default it would claim all memory of every
@@ -21,6 +28,14 @@ tf.config.set_visible_devices([], "GPU")
 
 _THREADS = 2
 _AHEAD = 3
+# What every batch holds before rendering.
+_RAW_TYPES = {
+    "image": tf.uint8,
+    "index": tf.int32,
+    "view": tf.int32,
+    "transform": tf.float32,
+    "colour": tf.float32,
+}
 
 
 def make_train_batches(
@@ -34,6 +49,7 @@ def make_train_batches(
     start_step: int,
     num_steps: int,
     settings: AugmentSettings,
+    num_views: int = 0,
     render: bool = True,
     process_index: int = 0,
     process_count: int = 1,
@@ -53,6 +69,7 @@ def make_train_batches(
       start_step: the first step wanted; 0 at the start of training.
       num_steps: the length of the whole training: the first step not wanted.
       settings: augmentation.
+      num_views: views of an image that recur; 0 for a fresh one every epoch.
       render: render the views here. Otherwise the batches are those of `make_fetch`,
         and the training step renders them.
       process_index: which process this is.
@@ -61,7 +78,7 @@ def make_train_batches(
 
     Returns:
       Iterator over dicts: image float32[b, s, s, 3], RGB in [0, 255]; label int32[b];
-      index int32[b], the rows.
+      index int32[b], the rows; view int32[b], which of their views.
 
     Raises:
       UserError: fewer images than `batch_size`, or one that does not divide among the
@@ -75,31 +92,83 @@ def make_train_batches(
         batch_size=batch_size,
         seed=seed,
         settings=settings,
+        num_views=num_views,
         process_index=process_index,
         process_count=process_count,
     )
     if not render:
         return fetch_ahead(fetch, start=start_step, stop=num_steps)
-    share = process_share(batch_size, process_count)
-    size_in = images.shape[1]
+    return _render(
+        fetch,
+        {**_RAW_TYPES, "label": tf.int32},
+        start=start_step,
+        stop=num_steps,
+        share=process_share(batch_size, process_count),
+        size_in=images.shape[1],
+        size_out=image_size,
+    )
 
-    def fetch_tuple(step: np.int64) -> tuple[np.ndarray, ...]:
-        raw = fetch(int(step))
-        names = ("image", "label", "index", "transform", "colour")
-        return tuple(raw[name] for name in names)
 
-    def load(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        types = (tf.uint8, tf.int32, tf.int32, tf.float32, tf.float32)
-        image, label, index, transforms, colours = tf.numpy_function(
-            fetch_tuple, [step], types
-        )
-        image = tf.ensure_shape(image, [share, size_in, size_in, 3])
-        transforms = tf.ensure_shape(transforms, [share, 8])
-        colours = tf.ensure_shape(colours, [share, 3, 4])
-        view = augment_batch(image, transforms, colours, size=image_size)
-        return {"image": view, "label": label, "index": index}
+def make_view_batches(
+    images: np.ndarray,
+    indices: np.ndarray,
+    *,
+    view: int,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    settings: AugmentSettings,
+    render: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Make batches that hold one view of every row of `indices` once, in order.
 
-    return _iterate(load, start=start_step, stop=num_steps)
+    It is the view that training sees in the epoch of that number. The last batch is
+    filled up with the first row; `mask` tells.
+
+    Args:
+      images: uint8[N, S, S, 3], RGB; may be mapped from the disk.
+      indices: int[n], the rows.
+      view: number of the view, from 0.
+      image_size: side s of the images in a batch.
+      batch_size: images in a batch, over all processes.
+      seed: that of the training.
+      settings: augmentation.
+      render: render the view here. Otherwise the batches are those of
+        `make_view_fetch`, for a device to render.
+      process_index: which process this is.
+      process_count: how many share a batch, each taking its rows as in training.
+
+    Returns:
+      Iterator over dicts: image float32[b, s, s, 3], RGB in [0, 255]; index int32[b],
+      the rows; view int32[b]; mask float32[b], 1 for an image, 0 for filling.
+
+    Raises:
+      UserError: no images, or a batch size that does not divide among the processes.
+    """
+    fetch, num_batches = make_view_fetch(
+        images,
+        indices,
+        view=view,
+        image_size=image_size,
+        batch_size=batch_size,
+        seed=seed,
+        settings=settings,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    if not render:
+        return fetch_ahead(fetch, start=0, stop=num_batches)
+    return _render(
+        fetch,
+        {**_RAW_TYPES, "mask": tf.float32},
+        start=0,
+        stop=num_batches,
+        share=process_share(batch_size, process_count),
+        size_in=images.shape[1],
+        size_out=image_size,
+    )
 
 
 def make_eval_batches(
@@ -134,18 +203,12 @@ def make_eval_batches(
         among the processes.
     """
     share = process_share(batch_size, process_count)
-    rows = np.asarray(indices, np.int64)
-    if len(rows) == 0:
-        raise UserError("there are no images to evaluate")
     if images.shape[1:] != (image_size, image_size, 3):
         raise UserError(
             f"images of {images.shape[1]} pixels cannot be evaluated at {image_size}"
         )
+    padded, mask = fill_up(indices, batch_size)
     labels = np.asarray(labels, np.int32)
-    num_batches = -(-len(rows) // batch_size)
-    padded = np.full(num_batches * batch_size, rows[0])
-    padded[: len(rows)] = rows
-    mask = (np.arange(len(padded)) < len(rows)).astype(np.float32)
 
     def fetch(step: np.int64) -> tuple[np.ndarray, ...]:
         start = int(step) * batch_size + process_index * share
@@ -159,7 +222,40 @@ def make_eval_batches(
         image = tf.cast(image, tf.float32)
         return {"image": image, "label": label, "index": index, "mask": real}
 
-    return _iterate(load, start=0, stop=num_batches)
+    return _iterate(load, start=0, stop=len(padded) // batch_size)
+
+
+def _render(
+    fetch: Fetch,
+    types: dict[str, tf.DType],
+    *,
+    start: int,
+    stop: int,
+    share: int,
+    size_in: int,
+    size_out: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the batches `start` to `stop - 1` of `fetch`, rendered ahead of use.
+
+    `types` names what `fetch` gives; the draws of the views are used up.
+    """
+
+    def fetch_tuple(step: np.int64) -> tuple[np.ndarray, ...]:
+        raw = fetch(int(step))
+        return tuple(raw[name] for name in types)
+
+    def load(step: tf.Tensor) -> dict[str, tf.Tensor]:
+        values = tf.numpy_function(fetch_tuple, [step], list(types.values()))
+        batch = dict(zip(types, values, strict=True))
+        batch["image"] = augment_batch(
+            tf.ensure_shape(batch["image"], [share, size_in, size_in, 3]),
+            tf.ensure_shape(batch.pop("transform"), [share, 8]),
+            tf.ensure_shape(batch.pop("colour"), [share, 3, 4]),
+            size=size_out,
+        )
+        return batch
+
+    return _iterate(load, start=start, stop=stop)
 
 
 def _iterate(load: Any, *, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:

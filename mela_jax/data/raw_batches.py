@@ -1,6 +1,6 @@
-"""Training batches before rendering: pictures, labels, and how each is to be viewed.
+"""Batches before rendering: pictures, and how each is to be viewed.
 
-What a step sees follows from the seed and the step's number alone. NumPy only: where
+What a batch holds follows from the seed and its number alone. NumPy only: where
 the training step renders the views itself, nothing else is needed.
 """
 
@@ -30,6 +30,7 @@ def make_fetch(
     batch_size: int,
     seed: int,
     settings: AugmentSettings,
+    num_views: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Fetch:
@@ -37,7 +38,8 @@ def make_fetch(
 
     Epoch e is a permutation of `indices` from (seed, e), cut into
     `len(indices) // batch_size` batches; the remainder waits for another epoch's order.
-    Augmentation sees the image's row in `images`, the seed and the epoch.
+    Augmentation sees the image's row in `images`, the seed and the view: epoch e has
+    view e, or e modulo `num_views`.
 
     Args:
       images: uint8[N, S, S, 3], RGB; may be mapped from the disk.
@@ -47,14 +49,15 @@ def make_fetch(
       batch_size: images in a step, over all processes.
       seed: not negative.
       settings: augmentation.
+      num_views: views of an image that recur; 0 for a fresh one every epoch.
       process_index: which process this is.
       process_count: how many share a step. Process p gets rows p b to (p + 1) b of the
         step's batch, with b = batch_size / process_count.
 
     Returns:
       Function from a step's number to a dict: image uint8[b, S, S, 3], RGB; label
-      int32[b]; index int32[b], the rows; transform float32[b, 8] and colour
-      float32[b, 3, 4], the views as `draw_views` has them.
+      int32[b]; index int32[b], the rows; view int32[b], which of their views; transform
+      float32[b, 8] and colour float32[b, 3, 4], the views as `draw_views` has them.
 
     Raises:
       UserError: fewer images than `batch_size`, or one that does not divide among the
@@ -79,23 +82,101 @@ def make_fetch(
         epoch, position = divmod(step, steps_per_epoch)
         start = position * batch_size + process_index * share
         chosen = order(epoch)[start : start + share]
-        transforms, colours = draw_views(
+        view = epoch % num_views if num_views else epoch
+        raw = _draw(
+            images,
+            chosen,
+            view=view,
+            image_size=image_size,
             seed=seed,
-            epoch=epoch,
-            indices=chosen,
             settings=settings,
-            size_in=images.shape[1],
-            size_out=image_size,
         )
-        return {
-            "image": images[chosen],
-            "label": labels[chosen],
-            "index": chosen.astype(np.int32),
-            "transform": transforms,
-            "colour": colours,
-        }
+        return {**raw, "label": labels[chosen]}
 
     return fetch
+
+
+def make_view_fetch(
+    images: np.ndarray,
+    indices: np.ndarray,
+    *,
+    view: int,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    settings: AugmentSettings,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> tuple[Fetch, int]:
+    """Return fetch(number) -> a batch of one view of every row, and their count.
+
+    All batches together hold every row of `indices` once, in order. The last is filled
+    up with the first row; `mask` tells.
+
+    Args:
+      images: uint8[N, S, S, 3], RGB; may be mapped from the disk.
+      indices: int[n], the rows.
+      view: number of the view, from 0.
+      image_size: side s of the views.
+      batch_size: images in a batch, over all processes.
+      seed: that of the training.
+      settings: augmentation.
+      process_index: which process this is.
+      process_count: how many share a batch, each taking its rows as in training.
+
+    Returns:
+      Function from a batch's number to a dict as that of `make_fetch`, with mask
+      float32[b], 1 for an image, 0 for filling, in place of the label; and the number
+      of batches.
+
+    Raises:
+      UserError: no images, or a batch size that does not divide among the processes.
+    """
+    share = process_share(batch_size, process_count)
+    padded, mask = fill_up(indices, batch_size)
+
+    def fetch(number: int) -> dict[str, np.ndarray]:
+        start = number * batch_size + process_index * share
+        mine = slice(start, start + share)
+        raw = _draw(
+            images,
+            padded[mine],
+            view=view,
+            image_size=image_size,
+            seed=seed,
+            settings=settings,
+        )
+        return {**raw, "mask": mask[mine]}
+
+    return fetch, len(padded) // batch_size
+
+
+def _draw(
+    images: np.ndarray,
+    chosen: np.ndarray,
+    *,
+    view: int,
+    image_size: int,
+    seed: int,
+    settings: AugmentSettings,
+) -> dict[str, np.ndarray]:
+    """Return some rows' pictures and how a view of each is to be rendered."""
+    transforms, colours = draw_views(
+        seed=seed,
+        epoch=view,
+        indices=chosen,
+        settings=settings,
+        size_in=images.shape[1],
+        size_out=image_size,
+    )
+    index = chosen.astype(np.int32)
+    return {
+        "image": images[chosen],
+        "index": index,
+        "view": np.full_like(index, view),
+        "transform": transforms,
+        "colour": colours,
+    }
 
 
 def fetch_ahead(
@@ -123,3 +204,19 @@ def process_share(batch_size: int, process_count: int) -> int:
             f"a batch of {batch_size} does not divide among {process_count} processes"
         )
     return batch_size // process_count
+
+
+def fill_up(indices: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows int64 for whole batches and their mask float32.
+
+    The filling is the first row; the mask is 1 for an image, 0 for filling.
+
+    Raises:
+      UserError: when there are no rows.
+    """
+    rows = np.asarray(indices, np.int64)
+    if len(rows) == 0:
+        raise UserError("there are no images to evaluate")
+    padded = np.full(-(-len(rows) // batch_size) * batch_size, rows[0])
+    padded[: len(rows)] = rows
+    return padded, (np.arange(len(padded)) < len(rows)).astype(np.float32)

@@ -1,13 +1,14 @@
 """Batches before rendering are what the host's pipeline renders."""
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
 
 from mela_jax.data import raw_batches
 from mela_jax.data.augment import AugmentSettings, augment_batch
-from mela_jax.data.input_pipeline import make_train_batches
+from mela_jax.data.input_pipeline import make_train_batches, make_view_batches
 from mela_jax.data.raw_batches import fetch_ahead, make_fetch
 
 SETTINGS = AugmentSettings(
@@ -33,13 +34,29 @@ def raw(**changes):
     )
 
 
-def test_rendered_they_are_the_batches_of_the_host():
+def one_view(**changes):
+    """Return the batches of view 2 of every row, not rendered."""
+    options = OPTIONS | {"view": 2, "render": False} | changes
+    return list(make_view_batches(IMAGES, ROWS, **options))
+
+
+@pytest.mark.parametrize(
+    ("batches", "count", "keys"),
+    [
+        (raw, 10, ("label", "index", "view")),
+        (partial(raw, num_views=2), 10, ("label", "index", "view")),
+        (one_view, 5, ("index", "view", "mask")),
+    ],
+    ids=["fresh views", "fixed views", "one view of every row"],
+)
+def test_rendered_they_are_the_batches_of_the_host(batches, count, keys):
     """The same rows in the same order, and the parameters of the same views."""
-    rendered = raw(render=True)
-    assert len(raw()) == len(rendered) == 10
-    for ours, theirs in zip(raw(), rendered, strict=True):
+    rendered = batches(render=True)
+    assert len(batches()) == len(rendered) == count
+    for ours, theirs in zip(batches(), rendered, strict=True):
         assert ours["image"].dtype == np.uint8
-        for key in ("label", "index"):
+        assert theirs.keys() == {"image", *keys}
+        for key in keys:
             np.testing.assert_array_equal(ours[key], theirs[key], strict=True)
         np.testing.assert_array_equal(ours["image"], IMAGES[ours["index"]])
         view = augment_batch(ours["image"], ours["transform"], ours["colour"], size=8)

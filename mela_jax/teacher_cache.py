@@ -1,0 +1,256 @@
+"""What a frozen teacher says of the student's views, kept so that it is asked once.
+
+A view is a function of (seed, view, row), so the teacher's logit of it is a fact that
+outlives the run: one number for each image and view. Each view has a file of its own,
+named after the hash of all that the numbers depend on. Nothing is ever brought up to
+date: another teacher, other pixels or other code give another name.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import io
+import json
+import time
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from mela_jax import checkpoint, parallel, steps
+from mela_jax.atomic import hold_lock, write_atomically
+from mela_jax.data.augment import AugmentSettings
+from mela_jax.data.input_pipeline import make_view_batches
+from mela_jax.distill.logits import check_are_logits
+from mela_jax.errors import Stopped, UserError
+from mela_jax.state import Variables
+from mela_jax.train import EvalStep, Images, score_batches, stop_requests
+
+# What model.json says of a network beyond the shapes of its variables.
+_NETWORK = ("model", "pool", "hidden", "compute_dtype")
+# Packages that draw the views, render them and run the network.
+_PACKAGES = ("numpy", "tensorflow", "jax", "jaxlib", "flax")
+# The code that does, relative to this file.
+_CODE = (
+    "data/augment.py",
+    "data/augment_on_device.py",
+    "data/input_pipeline.py",
+    "data/raw_batches.py",
+    "models/*.py",
+    "steps.py",
+)
+# Images hashed at a time.
+_CHUNK = 256
+
+
+def cached_logits(
+    *,
+    eval_step: EvalStep,
+    variables: Variables,
+    description: dict[str, Any],
+    images: Images,
+    settings: AugmentSettings,
+    augment_on_device: bool,
+    seed: int,
+    num_views: int,
+    mesh: parallel.Mesh,
+    batch_size: int,
+    directory: Path,
+) -> np.ndarray:
+    """Return the teacher's logits of every training image and view.
+
+    A view that is not on disk is computed in one pass, by the same evaluation-mode
+    forward that a step with the teacher in it runs, and written whole or not at all. Of
+    several runs that want a view at once, one computes it and the rest wait. Of several
+    processes of a run, the main one reads and writes; all get the numbers.
+
+    Args:
+      eval_step: (variables, images on the devices) -> logits of the teacher.
+      variables: the teacher's.
+      description: the teacher's model.json.
+      images: the data; the views are of its training rows.
+      settings: augmentation.
+      augment_on_device: render the views on the devices, as the training step will.
+      seed: of the student's views.
+      num_views: views wanted: 0 to num_views - 1.
+      mesh: devices.
+      batch_size: images in a batch of the pass, over all devices.
+      directory: where the files are kept; made when absent.
+
+    Returns:
+      float32[num_views, N] for the N rows of the data set; NaN outside the training
+      rows, so that no batch can use one unseen.
+
+    Raises:
+      UserError: when the folder cannot be written to, or the outputs are no logits.
+      Stopped: after SIGTERM or Ctrl-C; finished views are kept.
+    """
+    rows = images.rows["train"]
+    ingredients = {
+        "teacher": checkpoint.fingerprint(variables),
+        "network": {name: description[name] for name in _NETWORK},
+        "pixels": pixels_fingerprint(images.train, rows),
+        "image_size": images.image_size,
+        "augment": dataclasses.asdict(settings),
+        # Both renderers show the same view, but for rounding.
+        "renderer": "device" if augment_on_device else "host",
+        # Where views cannot differ, all seeds share them.
+        "seed": seed if settings.is_random else None,
+        # Rounding depends on these, and a repeated run must give the same student.
+        "batch_size": batch_size,
+        "devices": parallel.describe_devices(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "code": code_fingerprint(),
+    }
+
+    render = None
+    if augment_on_device:
+        render = parallel.map_batch(
+            steps.make_render(image_size=images.image_size), mesh
+        )
+
+    def run_teacher(view: int) -> np.ndarray:
+        batches = make_view_batches(
+            images.train,
+            rows,
+            view=view,
+            image_size=images.image_size,
+            batch_size=batch_size,
+            seed=seed,
+            settings=settings,
+            render=not augment_on_device,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with contextlib.closing(_until_stopped(batches)) as batches:
+            return score_batches(
+                eval_step, variables, batches, rows, mesh=mesh, render=render
+            )
+
+    logits = np.full((num_views, len(images.train)), np.nan, np.float32)
+    for view in range(num_views):
+        key = json.dumps({**ingredients, "view": view}, sort_keys=True)
+        path = directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+        with _main_process_holds(path.with_suffix(".lock")):
+            found = None
+            if parallel.is_main_process():
+                found = read_view(path, key=key, num_images=len(rows))
+            if parallel.any_process(found is not None):
+                if found is None:
+                    found = np.empty(len(rows), np.float32)
+                logits[view, rows] = parallel.from_main_process(found)
+                logging.info("teacher: logits of view %d from %s", view, path)
+                continue
+            began = time.monotonic()
+            logits[view, rows] = run_teacher(view)
+            check_are_logits(logits[view, rows], source="teacher")
+            if parallel.is_main_process():
+                write_view(path, logits[view, rows], key=key)
+            logging.info(
+                "teacher: logits of view %d (of %d) of %d images in %.0f s, kept in %s",
+                view,
+                num_views,
+                len(rows),
+                time.monotonic() - began,
+                path,
+            )
+    return logits
+
+
+def pixels_fingerprint(images: np.ndarray, rows: np.ndarray) -> str:
+    """Return the SHA-256 of the pictures of some rows, and of the rows' numbers.
+
+    The pixels themselves, not the files' times: what the teacher would see is what
+    counts. (A row's number is part of the seed of its views.)
+    """
+    digest = hashlib.sha256(f"{images.shape} {images.dtype}\n".encode())
+    digest.update(np.asarray(rows, "<i8").tobytes())
+    for start in range(0, len(rows), _CHUNK):
+        digest.update(images[rows[start : start + _CHUNK]].tobytes())
+    return digest.hexdigest()
+
+
+def code_fingerprint() -> str:
+    """Return the SHA-256 of the code that renders views and runs networks."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in _CODE for path in here.glob(pattern)):
+        digest.update(f"{path.relative_to(here).as_posix()}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def write_view(path: Path, logits: np.ndarray, *, key: str) -> None:
+    """Write a view's logits float32[n] and what they depend on.
+
+    Raises:
+      UserError: when that is impossible.
+    """
+    content = io.BytesIO()
+    np.savez(content, logits=logits, key=np.array(key))
+    write_atomically(path, content.getvalue())
+
+
+def read_view(path: Path, *, key: str, num_images: int) -> np.ndarray | None:
+    """Return a view's logits float32[n], or None where there is no whole file of them.
+
+    An .npz file carries a checksum of every array, so a damaged one is found out.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            logits, found = file["logits"], str(file["key"])
+    except FileNotFoundError:
+        return None
+    # A damaged file can raise nearly anything from within zipfile and NumPy.
+    except Exception as error:
+        logging.warning("%s: is damaged (%s) and computed anew", path, error)
+        return None
+    if (
+        found != key
+        or logits.shape != (num_images,)
+        or logits.dtype != np.float32
+        or not np.isfinite(logits).all()
+    ):
+        logging.warning("%s: is not what its name says and computed anew", path)
+        return None
+    return logits
+
+
+@contextlib.contextmanager
+def _main_process_holds(path: Path) -> Iterator[None]:
+    """Hold the lock in the main process; the others wait until it has it.
+
+    Raises:
+      UserError: when the lock's folder cannot be written to.
+    """
+    with contextlib.ExitStack() as stack:
+        if parallel.is_main_process():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold_lock(path))
+            except OSError as error:
+                raise UserError(
+                    f"cannot keep the teacher's logits in {path.parent}:"
+                    f" {error.strerror or error}; free some space or name another"
+                    " folder with --config.data.cache_dir"
+                ) from error
+        parallel.wait_for_all(path.name)
+        yield
+
+
+def _until_stopped(
+    batches: Iterable[dict[str, np.ndarray]],
+) -> Generator[dict[str, np.ndarray]]:
+    """Pass batches on until SIGTERM or Ctrl-C."""
+    with stop_requests() as stop_requested:
+        for batch in batches:
+            if parallel.any_process(stop_requested()):
+                raise Stopped(
+                    "teacher: stopped while it scored the student's views; the same"
+                    " command goes on from the last whole view"
+                )
+            yield batch
