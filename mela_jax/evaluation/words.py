@@ -5,28 +5,30 @@ from collections.abc import Mapping
 from typing import Any
 
 UNDEFINED = "undefined: no such image"
-DASH = "\N{EN DASH}"
+# No line ends within an interval, nor before a percent sign.
+DASH = "\N{WORD JOINER}\N{EN DASH}\N{WORD JOINER}"
+_PERCENT = "\N{NO-BREAK SPACE}%"
 
 
 def percent(value: float, digits: int = 1) -> str:
     """Return a share as percent, never rounding an imperfect one up to 100 %.
 
-    >>> percent(0.12345), percent(1.0), percent(0.9999)
-    ('12.3 %', '100.0 %', 'over 99.9 %')
+    >>> [percent(v).replace("\\xa0", " ") for v in (0.12345, 1.0, 0.9999)]
+    ['12.3 %', '100.0 %', 'over 99.9 %']
     """
     shown = 100 * value
     if shown < 100 and round(shown, digits) == 100:
-        return f"over {100 - 10**-digits:.{digits}f} %"
-    return f"{shown:.{digits}f} %"
+        return f"over {100 - 10**-digits:.{digits}f}{_PERCENT}"
+    return f"{shown:.{digits}f}{_PERCENT}"
 
 
 def target(value: float) -> str:
     """Return a target as percent, without needless digits.
 
-    >>> target(0.95), target(0.1111111111)
-    ('95 %', '11.11 %')
+    >>> [target(v).replace("\\xa0", " ") for v in (0.95, 0.1111111111)]
+    ['95 %', '11.11 %']
     """
-    return f"{100 * value:.4g} %"
+    return f"{100 * value:.4g}{_PERCENT}"
 
 
 def rate(figure: Mapping[str, Any]) -> str:
