@@ -628,5 +628,8 @@ def summary(metrics: dict[str, Any], workdir: Path) -> str:
         lines.append(f"{name:10}{model['params']:12,}{shown}")
     if metrics["made_up_data"]:
         lines.append("MADE-UP LESIONS: these numbers say nothing about real skin.")
-    lines += ["This is not a diagnosis.", f"Report: {workdir / 'report' / 'report.html'}"]
+    lines += [
+        "This is not a diagnosis.",
+        f"Report: {workdir / 'report' / 'report.html'}",
+    ]
     return "\n".join(lines)

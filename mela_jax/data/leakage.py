@@ -6,9 +6,9 @@ Usage::
 
 A test set that shares a lesion with training flatters the model. Three kinds of leak
 are looked for: one ``lesion_id`` in two places, identical files, and near-duplicates by
-perceptual hash. A place is a folder, or with ``--splits`` a split: the same split of two
-folders is one place, since a model may learn from both. Exit status: 0 nothing found, 1
-leaks found, 2 the audit could not be made.
+perceptual hash. A place is a folder, or with ``--splits`` a split: the same split of
+two folders is one place, since a model may learn from both. Exit status: 0 nothing
+found, 1 leaks found, 2 the audit could not be made.
 """
 
 import argparse
@@ -38,7 +38,7 @@ CLEAN, LEAKS, CANNOT_RUN = 0, 1, 2
 # 16 x 16 = 256 bits: 64, the default of the library, call many moles the same.
 HASH_SIZE = 16
 # Of 256 bits; see docs/evaluation.md for how it was chosen.
-MAX_DISTANCE = 40
+MAX_DISTANCE = 24
 # Lines shown of each kind of leak; --output has them all.
 SHOWN = 10
 # Pairs compared at once: 4 words of 64 bits each.
@@ -105,7 +105,9 @@ def list_pictures(
             raise UserError(f"{folder}: there is no such folder")
         real = os.path.realpath(root)
         if real in seen:
-            raise UserError(f"{folder} is the same folder as {seen[real]}; give it once")
+            raise UserError(
+                f"{folder} is the same folder as {seen[real]}; give it once"
+            )
         seen[real] = str(folder)
         lesions = _read_lesions(root)
         found = list(_images_below(root))

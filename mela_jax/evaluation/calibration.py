@@ -135,7 +135,10 @@ def fit_calibration(
     if np.ptp(x) == 0:
         return None
     exog = sm.add_constant(x) if method == "platt" else x[:, None]
-    fitted = sm.GLM(target, exog, family=sm.families.Binomial()).fit(tol=1e-12)
+    with warnings.catch_warnings():
+        # The smoothed targets keep the fit finite where the classes are apart.
+        warnings.simplefilter("ignore", PerfectSeparationWarning)
+        fitted = sm.GLM(target, exog, family=sm.families.Binomial()).fit(tol=1e-12)
     a = float(fitted.params[-1])
     b = float(fitted.params[0]) if method == "platt" else 0.0
     if not (math.isfinite(a) and math.isfinite(b) and a > 0):

@@ -3,8 +3,9 @@
 Numbers are those of STARD 2015, on which STARD-AI (Sounderajah et al. 2025, Nature
 Medicine) builds, and of TRIPOD+AI (Collins et al. 2024, doi:10.1136/bmj-2023-078378).
 CLAIM (2024 update, Radiology: Artificial Intelligence) asks for much the same under
-numbers of its own; it is named where it asks for more. The wording is ours. What the scores show is
-filled in from them; what only the people who made the study know is taken from `about`.
+numbers of its own; it is named where it asks for more. The wording is ours. What the
+scores show is filled in from them; what only the people who made the study know is
+taken from `about`.
 """
 
 from collections.abc import Callable, Mapping
@@ -68,8 +69,8 @@ def fill_checklist(
         return lambda _: about.get(key)
 
     items: tuple[tuple[str, str, Callable[[Model], str | None]], ...] = (
-        ("STARD 1, TRIPOD+AI 1", "Identified as a study of diagnostic accuracy", _title),
-        ("STARD 3, TRIPOD+AI 3", "Intended use and clinical role", told("intended_use")),
+        ("STARD 1, TRIPOD+AI 1", "Named as a study of diagnostic accuracy", _title),
+        ("STARD 3, TRIPOD+AI 3", "Intended use, clinical role", told("intended_use")),
         ("STARD 5", "Whether data came before or after the test", _retrospective),
         ("STARD 6, TRIPOD+AI 6", "Who was eligible", told("eligibility")),
         ("STARD 7-8, TRIPOD+AI 5", "Where and when; sources of data", told("data")),
@@ -83,7 +84,7 @@ def fill_checklist(
         ("STARD 17, TRIPOD+AI 14", "Variation in accuracy; fairness", _groups),
         ("STARD 18, TRIPOD+AI 10", "Sample size", _sample_size),
         ("TRIPOD+AI 12a, CLAIM", "How data were split, at which level", _splits),
-        ("TRIPOD+AI 7, CLAIM", "Training data and its preparation", told("training_data")),
+        ("TRIPOD+AI 7, CLAIM", "Training data, preparation", told("training_data")),
         ("STARD 20, TRIPOD+AI 20", "Participants: age, sex, body site", _participants),
         ("STARD 20, TRIPOD+AI 14", "Skin types represented", told("skin_types")),
         ("STARD 21", "Diagnoses among those with and without melanoma", _diagnoses),
@@ -129,7 +130,9 @@ def _methods(model: Model) -> str:
 
 def _groups(model: Model) -> str | None:
     columns = sorted({row["by"] for row in model["test"]["subgroups"]})
-    return f"By {', '.join(columns)}: see \u201cWho it fails\u201d." if columns else None
+    return (
+        f"By {', '.join(columns)}: see \u201cWho it fails\u201d." if columns else None
+    )
 
 
 def _sample_size(model: Model) -> str:

@@ -221,14 +221,15 @@ def _guarantee(model: Mapping[str, Any]) -> str | None:
             f"Validation has {lesions}: too few to promise {target} sensitivity at "
             f"{confidence} confidence. That takes {found['units_needed']} with no miss "
             f"among them, {found['units_needed'] - found['units']} more. What these "
-            f"could promise, flagging every one of them, is {words.percent(found['most'])}."
+            "could promise, flagging every one of them, is "
+            f"{words.percent(found['most'])}."
         )
     misses = found["allowed_misses"]
     return (
         f"Validation has {lesions}. At {confidence} confidence they allow "
         f"{misses} miss{'es' * (misses != 1)}, which sets the guaranteed threshold at "
-        f"{found['threshold']:.4g}: for new lesions of the same kind the sensitivity is "
-        f"at least {target}, unless this validation set was one of the unlucky "
+        f"{found['threshold']:.4g}: for new lesions of the same kind the sensitivity "
+        f"is at least {target}, unless this validation set was one of the unlucky "
         f"{words.target(found['delta'])}."
     )
 

@@ -58,19 +58,19 @@ COMPARISONS = {
 }
 
 _CAPTIONS = {
-    "roc": "Markers: operating points with 95 % intervals. Up and to the left is better.",
-    "precision_recall": "The dashed line is what guessing would give; it, like the whole "
-    "plot, moves with the prevalence.",
-    "threshold": "What other thresholds would have done on the test set. The dotted line "
-    "is the frozen threshold; it was chosen on validation, not here.",
+    "roc": "Markers: operating points with 95 % intervals. Up and left is better.",
+    "precision_recall": "The dashed line is what guessing would give; it, like the "
+    "whole plot, moves with the prevalence.",
+    "threshold": "What other thresholds would have done on the test set. The dotted "
+    "line is the frozen threshold; it was chosen on validation, not here.",
     "scores": "Each class is drawn as shares of its own images, so that the rarer one "
     "shows.",
     "reliability": "On the diagonal a probability means what it says. Wilson intervals "
     "by image.",
     "decision_curve": "Net benefit of the calibrated probability: melanomas found per "
-    "person, less false alarms at the odds of the threshold. A model is of use where its "
-    "curve lies above both examining everybody and examining nobody.",
-    "subgroups": "Dashed: the whole test set. Dotted: the target. Hollow: fewer than 10.",
+    "person, less false alarms at the odds of the threshold. A model is of use where "
+    "its curve lies above both examining everybody and examining nobody.",
+    "subgroups": "Dashed: whole test set. Dotted: the target. Hollow: fewer than 10.",
     "training": "Loss and validation figures by epoch. Losses of different models are "
     "different functions and cannot be compared with each other.",
 }  # fmt: skip
@@ -292,9 +292,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _read(
-    paths: Sequence[str], truth: str | None, metadata: str | None
-) -> Predictions:
+def _read(paths: Sequence[str], truth: str | None, metadata: str | None) -> Predictions:
     pooled = pool([read_scores(path, truth) for path in paths])
     return join_details(pooled, metadata) if metadata else pooled
 

@@ -180,7 +180,8 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions) ->
     """Write predictions as a CSV that reads back to the same bits.
 
     Columns are `image_id,lesion_id,label,score`, then those details of which something
-    is known. Scores are written with `repr`, the shortest text that names one float64. The file appears whole or not at all.
+    is known. Scores are written with `repr`, the shortest text that names one float64.
+    The file appears whole or not at all.
 
     Raises:
         UserError: the file cannot be written.
@@ -330,9 +331,7 @@ def _probability(text: str, where: str) -> float:
     return score
 
 
-def join_details(
-    predictions: Predictions, path: str | os.PathLike[str]
-) -> Predictions:
+def join_details(predictions: Predictions, path: str | os.PathLike[str]) -> Predictions:
     """Add what a table knows of the images: their details, and lesion_id if it has it.
 
     Args:

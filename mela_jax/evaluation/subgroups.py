@@ -1,4 +1,4 @@
-"""Who the model fails: the same figures by sex, age, body site, diagnosis and source."""
+"""Who the model fails: figures by sex, age, body site, diagnosis and source."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,9 +87,7 @@ def group_figures(
     """
     label = split.label[group.held]
     positives, negatives = int(label.sum()), int((1 - label).sum())
-    lesions = [
-        x for x, held in zip(split.lesion_id, group.held, strict=True) if held
-    ]
+    lesions = [x for x, held in zip(split.lesion_id, group.held, strict=True) if held]
     both = positives and negatives
     return {
         "by": group.by,

@@ -11,9 +11,9 @@ _PERCENT = "\N{NO-BREAK SPACE}%"
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """Return a share as percent, never rounding an imperfect one up to 100 %.
+    r"""Return a share as percent, never rounding an imperfect one up to 100 %.
 
-    >>> [percent(v).replace("\\xa0", " ") for v in (0.12345, 1.0, 0.9999)]
+    >>> [percent(v).replace("\xa0", " ") for v in (0.12345, 1.0, 0.9999)]
     ['12.3 %', '100.0 %', 'over 99.9 %']
     """
     shown = 100 * value
@@ -23,9 +23,9 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def target(value: float) -> str:
-    """Return a target as percent, without needless digits.
+    r"""Return a target as percent, without needless digits.
 
-    >>> [target(v).replace("\\xa0", " ") for v in (0.95, 0.1111111111)]
+    >>> [target(v).replace("\xa0", " ") for v in (0.95, 0.1111111111)]
     ['95 %', '11.11 %']
     """
     return f"{100 * value:.4g}{_PERCENT}"
