@@ -20,6 +20,8 @@ CHOICES = {
     "data.on_bad_image": ("error", "skip"),
     "crop": ("center", "pad"),
     "compute_dtype": ("float32", "bfloat16"),
+    "evaluation.threshold_policy": ("empirical", "guaranteed"),
+    "evaluation.calibration": ("platt", "temperature", "none"),
     "*.model": (
         "resnet50",
         "mobilenet_v3_small",
@@ -42,7 +44,7 @@ def default() -> ConfigDict:
     c.image_size = 224
     # How a picture becomes a square: its centre, or padded with black. Never squashed.
     c.crop = "center"
-    # The operating point: the highest validation threshold that keeps this sensitivity.
+    # The operating point is to keep this sensitivity; see evaluation.threshold_policy.
     c.target_sensitivity = 0.95
     # Replicates of the lesion-clustered bootstrap.
     c.num_bootstrap = 2000
@@ -100,6 +102,19 @@ def default() -> ConfigDict:
     c.augment.contrast = 0.2
     c.augment.saturation = 0.2
     c.augment.hue = 0.02
+
+    c.evaluation = ConfigDict()
+    # "empirical": the highest threshold that reaches target_sensitivity on validation.
+    # "guaranteed": the highest that reaches it with confidence 1 - guarantee_delta for
+    # new lesions of the same kind.
+    c.evaluation.threshold_policy = "empirical"
+    c.evaluation.guarantee_delta = 0.1
+    # Shares of melanoma among those examined for which PPV, NPV and counts of people
+    # are given; the data's own is added.
+    c.evaluation.prevalences = (0.01, 0.02, 0.05, 0.11)
+    # How probabilities are calibrated on validation: "platt" (slope and intercept),
+    # "temperature" (slope) or "none".
+    c.evaluation.calibration = "platt"
 
     c.teacher = _stage("resnet50")
     # A finished run (its workdir, or a folder like its teacher/): used as it is, not
@@ -168,6 +183,13 @@ def validate(config: ConfigDict) -> None:
     _require(config, "image_size", lambda v: v >= 32, "32 or more pixels")
     _require(config, "num_bootstrap", lambda v: v >= 100, "100 or more")
     _require(config, "target_sensitivity", _between(0, 1), "above 0 and below 1")
+    _require(config, "evaluation.guarantee_delta", _between(0, 1), "in (0, 1)")
+    _require(
+        config,
+        "evaluation.prevalences",
+        lambda v: all(isinstance(p, float) and 0 < p < 1 for p in v),
+        "numbers above 0 and below 1",
+    )
     _require(config, "seed", lambda v: 0 <= v < 2**31, "from 0 to 2**31 - 1")
     _require(config, "data.split_seed", lambda v: v >= 0, "0 or more")
     _require(config, "data.train_size", lambda v: v == 0 or v >= 32, "0, or >= 32")

@@ -33,8 +33,12 @@ from mela_jax.data.splits import (
 )
 from mela_jax.distill.logits import check_are_logits
 from mela_jax.errors import UserError
-from mela_jax.evaluation.report import evaluate_model, write_report
+from mela_jax.evaluation.calibration import Calibration, write_calibration
+from mela_jax.evaluation.measure import Settings, evaluate_model
+from mela_jax.evaluation.operating_point import lesions_needed
+from mela_jax.evaluation.report import write_report
 from mela_jax.evaluation.scores import (
+    DETAILS,
     Predictions,
     read_predictions,
     write_predictions,
@@ -47,6 +51,26 @@ from mela_jax.teacher_cache import cached_logits
 from mela_jax.train import EvalStep, Images, fit, score
 
 SPLITS = ("train", "val", "test")
+# What the model card says of the data, where the data set is known.
+ABOUT_DATA = {
+    "ham10000": {
+        "data": "HAM10000 (Tschandl et al. 2018, doi:10.1038/sdata.2018.161):"
+        " dermoscopy images of pigmented lesions from the Medical University of Vienna"
+        " and a skin cancer practice in Queensland, collected over 20 years.",
+        "eligibility": "Pigmented lesions of seven kinds; other diagnoses, and"
+        " non-pigmented lesions, were left out by its authors.",
+        "sampling": "Retrospective collection, chosen by diagnosis: melanoma is far"
+        " more frequent than among people who are examined.",
+        "reference_standard": "Histopathology for every melanoma and about half of all"
+        " lesions; follow-up, expert consensus or confocal microscopy for the others:"
+        " see the rows by how the diagnosis was made.",
+        "skin_types": "Not recorded; the centres serve mostly light skin. Nothing is"
+        " known of dark skin.",
+        "ethics": "The data are published under CC BY-NC-SA 4.0, de-identified.",
+    },
+    "phantom": {"data": "Made-up lesions, drawn by a program. No skin at all."},
+}
+
 # Each model's own random streams, apart from the others'.
 _SEED_OFFSET = {"teacher": 0, "student": 1, "baseline": 1}
 
@@ -87,6 +111,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         mesh = parallel.make_mesh()
         records, images = load_images(config, workdir)
         check_stages(config, workdir, images)
+        check_guarantee(config, records, images)
         models: dict[str, Model] = {}
         if config.distill.enabled:
             models["teacher"] = obtain_teacher(config, workdir, records, images, mesh)
@@ -102,7 +127,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             for name, model in models.items()
         }
         parallel.wait_for_all("predictions")
-        return report(config, workdir, models, predictions)
+        return report(config, workdir, models, predictions, records)
 
 
 def load_images(config: ConfigDict, workdir: Path) -> tuple[list[Record], Images]:
@@ -190,6 +215,30 @@ def check_stages(config: ConfigDict, workdir: Path, images: Images) -> None:
                 f"config.{name}.init={stage.init}: there is no such file; give a file"
                 " of weights, 'imagenet' or 'random'"
             )
+
+
+def check_guarantee(
+    config: ConfigDict, records: Sequence[Record], images: Images
+) -> None:
+    """Find out before any training that validation is too small for the guarantee.
+
+    Raises:
+      UserError: when it is asked for and has too few melanoma lesions.
+    """
+    if config.evaluation.threshold_policy != "guaranteed":
+        return
+    members = [records[row] for row in images.rows["val"]]
+    lesions = len({r.lesion_id for r in members if r.label == 1})
+    needed = lesions_needed(
+        target=config.target_sensitivity, delta=config.evaluation.guarantee_delta
+    )
+    if lesions < needed:
+        raise UserError(
+            f"config.evaluation.threshold_policy=guaranteed takes {needed} melanoma"
+            f" lesions in validation for {config.target_sensitivity:g} sensitivity;"
+            f" there are {lesions}: enlarge config.data.val_fraction, lower"
+            " config.target_sensitivity, or choose empirical"
+        )
 
 
 def split_records(config: ConfigDict, records: Sequence[Record]) -> dict[str, str]:
@@ -487,6 +536,11 @@ def predict_splits(
                         lesion_id=[r.lesion_id for r in members],
                         label=images.labels[images.rows[split]],
                         score=probability(logits),
+                        details={
+                            name: [getattr(r, name) for r in members]
+                            for name in DETAILS
+                            if hasattr(Record, name)
+                        },
                     ),
                 )
             parallel.wait_for_all(f"{name} {split} scored")
@@ -507,11 +561,21 @@ def report(
     workdir: Path,
     models: dict[str, Model],
     predictions: dict[str, dict[str, Predictions]],
+    records: Sequence[Record],
 ) -> dict[str, Any]:
     """Choose operating points on validation, measure them on test, write it down."""
     if not parallel.is_main_process():
         parallel.wait_for_all("report")
         return json.loads((workdir / "report" / "metrics.json").read_text())
+    settings = Settings(
+        target=config.target_sensitivity,
+        policy=config.evaluation.threshold_policy,
+        delta=config.evaluation.guarantee_delta,
+        prevalences=tuple(config.evaluation.prevalences),
+        calibration=config.evaluation.calibration,
+        num_bootstrap=config.num_bootstrap,
+        seed=config.seed,
+    )
     measured = {
         name: {
             "name": model.description["model"],
@@ -520,13 +584,24 @@ def report(
             **evaluate_model(
                 predictions[name]["val"],
                 predictions[name]["test"],
-                target=config.target_sensitivity,
-                num_bootstrap=config.num_bootstrap,
-                seed=config.seed,
+                settings,
             ),
         }
         for name, model in models.items()
     }
+    for name, figures in measured.items():
+        # A teacher of another run keeps what that run fitted.
+        if figures["calibration"] and (workdir / name).is_dir():
+            write_calibration(
+                workdir / name / "calibration.json",
+                Calibration(**figures["calibration"]),
+                about={
+                    "fitted_on": "val",
+                    "images": figures["val"]["n"],
+                    "melanomas": figures["val"]["positives"],
+                    "threshold_policy": settings.policy,
+                },
+            )
     distillation = (
         f"alpha {config.distill.alpha}, temperature {config.distill.temperature}"
         if config.distill.enabled
@@ -537,8 +612,10 @@ def report(
         models=measured,
         predictions=predictions,
         histories={name: m.description["history"] for name, m in models.items()},
-        target=config.target_sensitivity,
+        settings=settings,
         made_up=config.data.name == "phantom",
+        about=ABOUT_DATA.get(config.data.name, {}),
+        images={r.image_id: r.path for r in records},
         run={
             "data": f"{config.data.name}, {config.data.dir}",
             "image size": f"{config.image_size} px, crop {config.crop}",
@@ -555,8 +632,6 @@ def report(
                 for name, m in models.items()
             },
         },
-        num_bootstrap=config.num_bootstrap,
-        seed=config.seed,
     )
     parallel.wait_for_all("report")
     return metrics
@@ -581,5 +656,8 @@ def summary(metrics: dict[str, Any], workdir: Path) -> str:
         lines.append(f"{name:10}{model['params']:12,}{shown}")
     if metrics["made_up_data"]:
         lines.append("MADE-UP LESIONS: these numbers say nothing about real skin.")
-    lines += ["This is not a diagnosis.", f"Report: {workdir / 'report' / 'report.md'}"]
+    lines += [
+        "This is not a diagnosis.",
+        f"Report: {workdir / 'report' / 'report.html'}",
+    ]
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from mela_jax import checkpoint, optim, parallel, steps
 from mela_jax.data.augment import AugmentSettings
 from mela_jax.data.input_pipeline import make_eval_batches, make_train_batches
 from mela_jax.errors import Stopped, UserError
-from mela_jax.evaluation.report import selection_metrics
+from mela_jax.evaluation.measure import selection_metrics
 from mela_jax.state import TrainState, Variables, create_state
 
 History = list[dict[str, float]]

@@ -1,6 +1,7 @@
 """The whole job, as its user runs it: what it leaves behind, and that it repeats."""
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import logit
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -18,6 +20,7 @@ from mela_jax import parallel, pipeline
 from mela_jax.checkpoint import fingerprint
 from mela_jax.data.load import load_records
 from mela_jax.errors import UserError
+from mela_jax.evaluation.calibration import read_calibration
 from tests.job import Finished, Job
 
 MODELS = ("teacher", "student", "baseline")
@@ -96,10 +99,10 @@ def test_workdir_holds_what_the_readme_promises(finished: Path):
         assert (finished / name / "variables").is_dir()
         assert any((finished / name / "checkpoints").iterdir())
         assert list((finished / name / "scalars").glob("events.out.tfevents.*"))
-    for plot in ("roc", "precision_recall", "threshold", "training", "scores"):
-        path = finished / "report" / f"{plot}.png"
-        assert path.read_bytes().startswith(b"\x89PNG")
-        assert f"{plot}.png" in (finished / "report" / "report.md").read_text()
+    assert sorted(path.name for path in (finished / "report").iterdir()) == [
+        "metrics.json",
+        "report.html",
+    ]
     assert not [p for p in finished.rglob("*") if "tmp" in p.name]
 
 
@@ -157,6 +160,7 @@ def test_every_figure_follows_from_the_predictions(
     tn, fn = int((~flagged & ~melanoma).sum()), int((~flagged & melanoma).sum())
     found = metrics["models"][model][split]
     point = dict(found["operating_point"])
+    assert set(point.pop("by_lesion")) == {"sensitivity", "specificity", "ppv", "npv"}
     for name, (successes, n) in {
         "sensitivity": (tp, tp + fn),
         "specificity": (tn, tn + fp),
@@ -210,7 +214,12 @@ def test_every_difference_follows_from_the_predictions(
     assert found.pop("split") == "test"
     for name, value in figures(np.arange(len(labels))).items():
         low, high = limits([row[name] for row in kept])
-        assert found.pop(name) == {
+        figure = found.pop(name)
+        apart = figure["low"] > 0 or figure["high"] < 0
+        assert figure.pop("shown") == (apart and figure["p"] < 0.05)
+        assert 0 <= figure.pop("p") <= 1
+        assert figure.pop("test")
+        assert figure == {
             "difference": pytest.approx(value),
             "low": low,
             "high": high,
@@ -221,7 +230,34 @@ def test_every_difference_follows_from_the_predictions(
 
 def test_made_up_lesions_are_said_to_be_made_up(finished: Path, metrics: dict):
     assert metrics["made_up_data"] is True
-    assert "MADE-UP LESIONS" in (finished / "report" / "report.md").read_text()
+    assert "MADE-UP LESIONS" in (finished / "report" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_calibration_lies_beside_the_weights_and_changes_no_decision(
+    finished: Path, metrics: dict, model: str
+):
+    fitted = metrics["models"][model]["calibration"]
+    if fitted is None:
+        assert not (finished / model / "calibration.json").exists()
+        return
+    stored = read_calibration(finished / model / "calibration.json")
+    assert dataclasses.asdict(stored) == fitted
+    assert stored.a > 0
+    for split in SPLITS:
+        _, _, scores = read_scores(finished, model, split)
+        after = stored.probability(logit(scores)) >= stored.calibrated_threshold
+        assert np.array_equal(after, scores >= stored.threshold)
+
+
+def test_a_guarantee_that_validation_cannot_give_is_refused_before_training(
+    job: Job, tmp_path: Path
+):
+    line = job.run(
+        tmp_path, "--config.evaluation.threshold_policy=guaranteed"
+    ).error_line()
+    assert "takes 45 melanoma lesions in validation" in line
+    assert not (tmp_path / "teacher").exists()
 
 
 def test_student_of_the_light_head_has_its_known_size(metrics: dict):

@@ -1,29 +1,23 @@
-"""95 % intervals: Wilson for proportions, lesion-clustered bootstrap for areas.
+"""Closed-form intervals and tests: proportions, ROC-AUC, paired decisions.
 
-Images of one lesion resemble each other, so the bootstrap draws lesions, not images
-(Field and Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x).
+Two-sided intervals hold 95 %. Images of one lesion resemble each other, so whatever
+takes them as independent has a sibling here that counts by lesion.
 """
 
-import logging
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.stats import beta, norm, rankdata
+from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from mela_jax.errors import UserError
 from mela_jax.evaluation.scores import check_binary, require_both_classes
 
 CONFIDENCE = 0.95
-
-# Weights held at once, in array elements (32 MiB as int64): bounds the memory whatever
-# the number of images.
-_CHUNK_ELEMENTS = 1 << 22
-
-_log = logging.getLogger(__name__)
+_Z = float(norm.ppf((1 + CONFIDENCE) / 2))
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -37,30 +31,13 @@ class Interval(TypedDict):
     high: float
 
 
-class AreaIntervals(TypedDict):
-    """ROC-AUC and PR-AUC with intervals, and how many replicates stand behind them."""
-
-    roc_auc: Interval
-    pr_auc: Interval
-    replicates: int
-    dropped: int
-
-
 class Difference(TypedDict):
-    """A paired difference, a minus b, with its 95 % interval."""
+    """A paired difference, a minus b, with its 95 % interval and its p-value."""
 
     difference: float
     low: float
     high: float
-    replicates: int
-
-
-class PairedDifferences(TypedDict):
-    """Paired differences, a minus b, on the same images."""
-
-    roc_auc: Difference
-    specificity: Difference
-    sensitivity: Difference
+    p: float
 
 
 def wilson(successes: int, n: int) -> Interval:
@@ -94,211 +71,195 @@ def wilson(successes: int, n: int) -> Interval:
     }
 
 
-def weighted_areas(
-    labels: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLike
-) -> tuple[FloatArray, FloatArray]:
-    """Compute ROC-AUC and average precision for many weightings of the same scores.
+def clopper_pearson_lower(successes: int, n: int, *, delta: float) -> float:
+    """Return the one-sided lower Clopper-Pearson bound (Clopper and Pearson 1934).
 
-    Ties count one half in ROC-AUC (the trapezoid), and enter together in average
-    precision: sum over distinct scores, from the highest, of (gain in recall) x
-    (precision there). Both equal scikit-learn's with `sample_weight`.
+    The bound lies above the true proportion with probability delta at most, whatever
+    that proportion is.
 
     Args:
-        labels: [N] of 0 and 1.
-        scores: [N] in [0, 1].
-        weights: [R, N], >= 0; one row per replicate.
+        successes: count in [0, n].
+        n: number of trials, >= 1.
+        delta: allowed probability of error, in (0, 1).
 
-    Returns:
-        ROC-AUC float64 [R] and average precision float64 [R]; both NaN for a row that
-        leaves one class without weight.
+    Raises:
+        ValueError: successes is not in [0, n], or n is 0.
     """
-    label, score = check_binary(labels, scores)
-    order = np.argsort(-score, kind="stable")
-    positive = label[order] == 1
-    descending = score[order]
-    ends = np.append(np.flatnonzero(np.diff(descending)), score.size - 1)
-    weight = np.asarray(weights)[:, order]
-    tps = np.cumsum(weight * positive, axis=1)[:, ends].astype(np.float64)
-    fps = np.cumsum(weight * ~positive, axis=1)[:, ends].astype(np.float64)
-    num_positives, num_negatives = tps[:, -1], fps[:, -1]
-    tp_gain = np.diff(tps, axis=1, prepend=0.0)
-    fp_gain = np.diff(fps, axis=1, prepend=0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pairs = num_positives * num_negatives
-        roc = np.sum(fp_gain * (tps - tp_gain / 2), axis=1) / pairs
-        # Leading scores without weight have 0/0 precision and gain no recall.
-        precision = np.where(tps > 0, tps / (tps + fps), 0.0)
-        average = np.sum(tp_gain * precision, axis=1) / num_positives
-    one_class = pairs == 0
-    roc[one_class] = np.nan
-    average[one_class] = np.nan
-    return roc, average
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"{successes} successes in {n} trials")
+    if successes == 0:
+        return 0.0
+    return float(beta.ppf(delta, successes, n - successes + 1))
 
 
-def clustered_bootstrap(
+@dataclass(frozen=True)
+class _Components:
+    """DeLong's structural components of one or two scores on the same images.
+
+    Attributes:
+        area: float64 [K], ROC-AUC of each score.
+        positive: float64 [K, m], each melanoma's share of the others that it outranks.
+        negative: float64 [K, n], for each other image the share of melanomas above it.
+    """
+
+    area: FloatArray
+    positive: FloatArray
+    negative: FloatArray
+
+
+def _components(label: IntArray, scores: Sequence[FloatArray]) -> _Components:
+    """Compute the components by midranks, in N log N (Sun and Xu 2014)."""
+    m, n = int(label.sum()), int((1 - label).sum())
+    positives, negatives = [], []
+    for score in scores:
+        x, y = score[label == 1], score[label == 0]
+        together = rankdata(np.concatenate([x, y]))
+        positives.append((together[:m] - rankdata(x)) / n)
+        negatives.append(1 - (together[m:] - rankdata(y)) / m)
+    positive, negative = np.stack(positives), np.stack(negatives)
+    return _Components(positive.mean(axis=1), positive, negative)
+
+
+def _covariance(
+    parts: _Components, label: IntArray, lesion: IntArray | None
+) -> FloatArray:
+    """Return the covariance float64 [K, K] of the areas.
+
+    Without lesions DeLong's; with them Obuchowski's, in which images of a lesion may
+    depend on each other (Obuchowski 1997, Biometrics 53:567).
+    """
+    m, n = parts.positive.shape[1], parts.negative.shape[1]
+    x = parts.positive - parts.area[:, None]
+    y = parts.negative - parts.area[:, None]
+    if lesion is None:
+        return x @ x.T / (m * (m - 1)) + y @ y.T / (n * (n - 1))
+    names, of_image = np.unique(lesion, return_inverse=True)
+    of_positive, of_negative = of_image[label == 1], of_image[label == 0]
+    size = len(names)
+    by_x = np.stack([np.bincount(of_positive, row, size) for row in x])
+    by_y = np.stack([np.bincount(of_negative, row, size) for row in y])
+    with_x, with_y = len(np.unique(of_positive)), len(np.unique(of_negative))
+    cross = by_x @ by_y.T
+    return (
+        by_x @ by_x.T * with_x / ((with_x - 1) * m**2)
+        + by_y @ by_y.T * with_y / ((with_y - 1) * n**2)
+        + (cross + cross.T) * size / ((size - 1) * m * n)
+    )
+
+
+def _lesions(lesion_ids: Sequence[str] | None) -> IntArray | None:
+    """Number the lesions, or return None where every image shows its own."""
+    if lesion_ids is None or len(set(lesion_ids)) == len(lesion_ids):
+        return None
+    return np.unique(np.asarray(lesion_ids), return_inverse=True)[1]
+
+
+def _enough(label: IntArray, lesion: IntArray | None) -> bool:
+    """Tell whether each class has the two units that a variance needs."""
+    groups = np.arange(label.size) if lesion is None else lesion
+    return all(len(np.unique(groups[label == value])) > 1 for value in (0, 1))
+
+
+def auc_interval(
     labels: npt.ArrayLike,
-    lesion_ids: Sequence[str],
     scores: npt.ArrayLike,
-    *,
-    num_bootstrap: int,
-    seed: int,
-) -> AreaIntervals:
-    """Return ROC-AUC and PR-AUC with percentile intervals, resampling lesions.
+    lesion_ids: Sequence[str] | None = None,
+) -> Interval:
+    """Return ROC-AUC with the interval of DeLong, or of Obuchowski by lesion.
 
-    PR-AUC is average precision (no interpolation). Each replicate draws as many
-    lesions as there are, with replacement, and takes all images of a drawn lesion.
-    Replicates that hold only one class have no area: they are dropped and counted.
-    Perfect separation gives an interval of width zero, which understates the doubt.
+    DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44:837; for clustered images
+    Obuchowski 1997, Biometrics 53:567. Area plus and minus 1.96 standard errors, cut
+    to [0, 1]. With one unit in a class the interval is [0, 1]: nothing is known.
 
     Args:
         labels: [N] of 0 and 1, both present.
-        lesion_ids: N names.
         scores: [N] in [0, 1].
-        num_bootstrap: replicates to draw, >= 1.
-        seed: of the resampling; the same seed gives the same interval.
+        lesion_ids: N names; None takes every image as independent, which is DeLong's.
 
     Raises:
-        UserError: one class only, unfit labels or scores, num_bootstrap < 1, or no
-            replicate with both classes.
+        UserError: one class only, or unfit labels or scores.
     """
     label, score = check_binary(labels, scores)
-    require_both_classes(label, "bootstrap")
-    rows = [
-        weighted_areas(label, score, weight)
-        for weight in _resample(lesion_ids, num_bootstrap=num_bootstrap, seed=seed)
-    ]
-    roc = np.concatenate([row[0] for row in rows])
-    average = np.concatenate([row[1] for row in rows])
-    kept = _kept(np.isfinite(roc))
-    return {
-        "roc_auc": {
-            "value": float(roc_auc_score(label, score)),
-            **_limits(roc[kept]),
-        },
-        "pr_auc": {
-            "value": float(average_precision_score(label, score)),
-            **_limits(average[kept]),
-        },
-        "replicates": int(kept.sum()),
-        "dropped": int((~kept).sum()),
-    }
+    require_both_classes(label, "ROC-AUC")
+    lesion = _lesions(lesion_ids)
+    parts = _components(label, [score])
+    area = float(parts.area[0])
+    if not _enough(label, lesion):
+        return {"value": area, "low": 0.0, "high": 1.0}
+    half = _Z * float(np.sqrt(max(_covariance(parts, label, lesion)[0, 0], 0.0)))
+    return {"value": area, "low": max(area - half, 0.0), "high": min(area + half, 1.0)}
 
 
-def paired_difference(
+def auc_difference(
     labels: npt.ArrayLike,
-    lesion_ids: Sequence[str],
     scores_a: npt.ArrayLike,
     scores_b: npt.ArrayLike,
-    *,
-    threshold_a: float,
-    threshold_b: float,
-    num_bootstrap: int,
-    seed: int,
-) -> PairedDifferences:
-    """Return what model a gains over model b on the same images, a minus b.
+    lesion_ids: Sequence[str] | None = None,
+) -> Difference:
+    """Return the paired difference of two ROC-AUCs, a minus b, with DeLong's test.
 
-    Both models are scored on the same resampled lesions, so what makes a test set
-    easy or hard cancels. Specificity and sensitivity are each at the model's own
-    frozen threshold; a gain in one means little if it is paid for in the other.
+    By lesion, Obuchowski's covariance takes the place of DeLong's; see `auc_interval`.
+    Two equal rankings differ by exactly 0 with p = 1.
 
     Args:
         labels: [N] of 0 and 1, both present.
-        lesion_ids: N names.
-        scores_a: [N] in [0, 1], in the order of `labels`.
-        scores_b: [N] in [0, 1], in the order of `labels`.
-        threshold_a: operating point of a.
-        threshold_b: operating point of b.
-        num_bootstrap: replicates to draw, >= 1.
-        seed: of the resampling.
-
-    Returns:
-        For each figure the difference, its percentile interval, and the number of
-        replicates used; see `clustered_bootstrap` for those that are dropped.
+        scores_a: [N] in [0, 1].
+        scores_b: [N] in [0, 1], of the same images.
+        lesion_ids: N names; None takes every image as independent.
 
     Raises:
-        UserError: as `clustered_bootstrap`.
+        UserError: one class only, or unfit labels or scores.
     """
     label, score_a = check_binary(labels, scores_a)
     _, score_b = check_binary(labels, scores_b)
-    require_both_classes(label, "paired comparison")
-    # +1 where only a flags, -1 where only b does: a weighted mean of it over one class
-    # is the difference of the two rates.
-    flag_gain = (score_a >= threshold_a).astype(np.int64) - (score_b >= threshold_b)
-    positive_gain, negative_gain = flag_gain * label, -flag_gain * (1 - label)
-    observed = np.ones((1, label.size), dtype=np.int64)
-    roc_rows, specificity_rows, sensitivity_rows = [], [], []
-    for weight in chain(
-        [observed], _resample(lesion_ids, num_bootstrap=num_bootstrap, seed=seed)
-    ):
-        roc_rows.append(
-            weighted_areas(label, score_a, weight)[0]
-            - weighted_areas(label, score_b, weight)[0]
-        )
-        with np.errstate(invalid="ignore"):
-            specificity_rows.append((weight @ negative_gain) / (weight @ (1 - label)))
-            sensitivity_rows.append((weight @ positive_gain) / (weight @ label))
-    roc = np.concatenate(roc_rows)
-    kept = _kept(np.isfinite(roc[1:]))
-
-    def difference(rows: FloatArray) -> Difference:
-        return {
-            "difference": float(rows[0]),
-            **_limits(rows[1:][kept]),
-            "replicates": int(kept.sum()),
-        }
-
+    require_both_classes(label, "ROC-AUC")
+    lesion = _lesions(lesion_ids)
+    parts = _components(label, [score_a, score_b])
+    gain = float(parts.area[0] - parts.area[1])
+    if not _enough(label, lesion):
+        return {"difference": gain, "low": -1.0, "high": 1.0, "p": 1.0}
+    contrast = np.asarray([1.0, -1.0])
+    variance = float(contrast @ _covariance(parts, label, lesion) @ contrast)
+    # Rounding leaves 1e-19 where the two rankings are one and the same.
+    error = float(np.sqrt(variance)) if variance > 1e-16 else 0.0
+    if error == 0:
+        return {"difference": gain, "low": gain, "high": gain, "p": float(gain == 0)}
     return {
-        "roc_auc": difference(roc),
-        "specificity": difference(np.concatenate(specificity_rows)),
-        "sensitivity": difference(np.concatenate(sensitivity_rows)),
+        "difference": gain,
+        "low": max(gain - _Z * error, -1.0),
+        "high": min(gain + _Z * error, 1.0),
+        "p": float(2 * norm.sf(abs(gain) / error)),
     }
 
 
-class _Limits(TypedDict):
-    low: float
-    high: float
+def mcnemar_p(
+    right_a: npt.NDArray[np.bool_],
+    right_b: npt.NDArray[np.bool_],
+    lesion_ids: Sequence[str] | None = None,
+) -> float:
+    """Return the p-value of McNemar's test on paired decisions.
 
+    Where every image is a lesion of its own, the exact binomial test on the discordant
+    pairs (McNemar 1947). Where images repeat a lesion, the clustered test of Yang, Sun
+    and Hardin 2010 (Statistics in Medicine 29:1177): with d the surplus of pairs in
+    which only a is right over those in which only b is, lesion by lesion,
+    (sum d)^2 / sum d^2 is chi-squared with one degree of freedom.
 
-def _limits(replicates: FloatArray) -> _Limits:
-    """Return the central 95 % of the replicates."""
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(replicates, [tail, 1 - tail])
-    return {"low": float(low), "high": float(high)}
+    Args:
+        right_a: [N], whether a decides rightly.
+        right_b: [N], whether b does, on the same images.
+        lesion_ids: N names, or None.
 
-
-def _kept(usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return the mask of usable replicates; log how many are lost."""
-    dropped = int((~usable).sum())
-    if not usable.any():
-        raise UserError(
-            f"none of {usable.size} bootstrap replicates holds both classes; draw more "
-            "replicates or use a split with more lesions of each class"
-        )
-    if dropped:
-        _log.warning(
-            "%d of %d bootstrap replicates hold only one class and were dropped",
-            dropped,
-            usable.size,
-        )
-    return usable
-
-
-def _resample(
-    lesion_ids: Sequence[str], *, num_bootstrap: int, seed: int
-) -> Iterator[IntArray]:
-    """Yield weights int64 [r, N] of the images, some replicates at a time.
-
-    An image weighs as often as its lesion was drawn.
+    Returns:
+        p in [0, 1]; 1 where no pair is discordant.
     """
-    if num_bootstrap < 1:
-        raise UserError(f"num_bootstrap is {num_bootstrap}; draw at least 1 replicate")
-    _, lesion_of_image = np.unique(np.asarray(lesion_ids), return_inverse=True)
-    num_lesions = int(lesion_of_image.max()) + 1
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK_ELEMENTS // len(lesion_ids))
-    for start in range(0, num_bootstrap, rows):
-        size = min(rows, num_bootstrap - start)
-        drawn = rng.integers(num_lesions, size=(size, num_lesions))
-        drawn += num_lesions * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * num_lesions)
-        yield counts.reshape(size, num_lesions)[:, lesion_of_image]
+    only_a, only_b = right_a & ~right_b, right_b & ~right_a
+    lesion = _lesions(lesion_ids)
+    if lesion is None:
+        table = [[0, int(only_a.sum())], [int(only_b.sum()), 0]]
+        return min(1.0, float(mcnemar(table, exact=True).pvalue))
+    surplus = np.bincount(lesion, only_a.astype(float) - only_b)
+    total = float(np.sum(surplus**2))
+    if total == 0:
+        return 1.0
+    return float(2 * norm.sf(abs(float(surplus.sum())) / np.sqrt(total)))

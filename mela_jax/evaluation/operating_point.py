@@ -1,15 +1,22 @@
 """One threshold, chosen on validation, and what it does.
 
-An image is flagged when its score is at or above the threshold.
+An image is flagged when its score is at or above the threshold. Two policies choose
+it: `choose_threshold` reaches the target on validation, `guarantee_threshold` reaches
+it with confidence for new patients of the same kind.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from mela_jax.errors import UserError
+from mela_jax.evaluation.intervals import clopper_pearson_lower
 from mela_jax.evaluation.scores import check_binary
+
+POLICIES = ("empirical", "guaranteed")
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,7 @@ def choose_threshold(
         UserError: the target is outside (0, 1], there is no melanoma, or the labels or
             scores are unfit (see `check_binary`).
     """
-    if not 0.0 < target <= 1.0:
-        raise UserError(
-            f"target sensitivity {target} is not in (0, 1]; 0.95 means 95 %"
-        )
+    _check_target(target)
     label, score = check_binary(labels, scores)
     positive_scores = np.sort(score[label == 1])[::-1]
     num_positives = positive_scores.size
@@ -71,6 +75,126 @@ def choose_threshold(
     # k / n is compared instead of k with target * n: 0.07 * 100 exceeds 7 in binary.
     reachable = np.arange(1, num_positives + 1) / num_positives
     return float(positive_scores[np.searchsorted(reachable, target, side="left")])
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What validation lets us promise of the sensitivity, and at which threshold.
+
+    Attributes:
+        target: wanted sensitivity.
+        delta: probability with which the promise may be broken.
+        units: melanoma lesions of validation that were counted.
+        allowed_misses: how many of them the threshold may miss; -1 where even none is
+            too many, which is to say that there are too few lesions.
+        threshold: the largest threshold whose lower bound reaches the target; None
+            where there is none.
+        lower_bound: one-sided Clopper-Pearson bound on sensitivity at that threshold;
+            None where there is none.
+        most: highest sensitivity that these lesions could guarantee, with no miss:
+            delta ** (1 / units).
+        units_needed: melanoma lesions needed for the target, if none is missed.
+    """
+
+    target: float
+    delta: float
+    units: int
+    allowed_misses: int
+    threshold: float | None
+    lower_bound: float | None
+    most: float
+    units_needed: int
+
+
+def guarantee_threshold(
+    labels: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    lesion_ids: Sequence[str] | None = None,
+    *,
+    target: float = 0.95,
+    delta: float = 0.1,
+) -> Guarantee:
+    """Return the largest threshold that keeps the target with confidence 1 - delta.
+
+    Thresholds are tested from the lowest melanoma score upwards, each with the exact
+    binomial test of "sensitivity is below the target", until one fails: learn then
+    test over a fixed sequence (Angelopoulos et al. 2021, arXiv:2110.01052), which costs
+    no correction for the many tests. Passing the test is the same as the one-sided
+    Clopper-Pearson bound reaching the target. Over draws of validation sets, the
+    threshold has a true sensitivity below the target with probability delta at most,
+    whatever the distribution of the scores.
+
+    The test needs independent units. Images of one lesion are not, so each melanoma
+    lesion is one unit with its **lowest** score: it counts as missed when any of its
+    images is. The promise is then for a new lesion, whichever of its images is taken.
+
+    Args:
+        labels: [N] of 0 and 1, from validation: never choose on the test set.
+        scores: [N] in [0, 1].
+        lesion_ids: N names; None takes every image as a lesion of its own.
+        target: wanted sensitivity, in (0, 1).
+        delta: probability with which the promise may be broken, in (0, 1).
+
+    Raises:
+        UserError: target or delta is out of range, there is no melanoma, or labels or
+            scores are unfit.
+    """
+    _check_target(target)
+    needed = lesions_needed(target=target, delta=delta)
+    label, score = check_binary(labels, scores)
+    names = np.arange(label.size) if lesion_ids is None else np.asarray(lesion_ids)
+    held = label == 1
+    if not held.any():
+        raise UserError(
+            f"none of the {label.size} validation images is a melanoma, so no "
+            "threshold can be guaranteed; use a validation split with melanomas in it"
+        )
+    lesions, of_image = np.unique(names[held], return_inverse=True)
+    lowest = np.full(lesions.size, np.inf)
+    np.minimum.at(lowest, of_image, score[held])
+    lowest.sort()
+    units = int(lowest.size)
+    misses, bound = -1, None
+    while misses + 1 < units:
+        next_bound = clopper_pearson_lower(units - misses - 1, units, delta=delta)
+        # The bound of 45 hits in 45 is 0.1 ** (1 / 45); rounding must not lose a tie.
+        if next_bound < target - 1e-12:
+            break
+        misses, bound = misses + 1, next_bound
+    return Guarantee(
+        target=target,
+        delta=delta,
+        units=units,
+        allowed_misses=misses,
+        threshold=None if misses < 0 else float(lowest[misses]),
+        lower_bound=bound,
+        most=float(delta ** (1 / units)),
+        units_needed=needed,
+    )
+
+
+def lesions_needed(*, target: float, delta: float) -> int:
+    """Return how many melanoma lesions a guarantee takes if none of them is missed.
+
+    The smallest n with target ** n <= delta: 45 for 95 % at 90 % confidence.
+
+    Raises:
+        UserError: target or delta is not in (0, 1).
+    """
+    for name, value in (("target sensitivity", target), ("delta", delta)):
+        if not 0.0 < value < 1.0:
+            raise UserError(f"{name} {value} is not in (0, 1) for a guarantee")
+    needed = max(1, math.floor(math.log(delta) / math.log(target)) - 1)
+    while target**needed > delta * (1 + 1e-12):
+        needed += 1
+    return needed
+
+
+def _check_target(target: float) -> None:
+    if not 0.0 < target <= 1.0:
+        raise UserError(
+            f"target sensitivity {target} is not in (0, 1]; 0.95 means 95 %"
+        )
 
 
 def confusion(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 from statsmodels.stats.proportion import proportion_confint
 
@@ -36,6 +36,8 @@ _TICKS = {1e-4: "≤ 0.0001", 1e-3: "0.001", 1e-2: "0.01", 0.1: "0.1", 0.5: "0.5
     1 - 1e-4: "≥ 0.9999",
 }
 _HISTOGRAM_BINS = 36
+# Inches. Narrow, so that the lettering is still read on a telephone.
+WIDTH = 5.4
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def png_bytes(figure: Figure) -> bytes:
     """Render a figure as PNG; the same figure gives the same bytes on one machine."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -76,19 +78,32 @@ def draw_roc(
     curves: Sequence[Curve],
     areas: Sequence[Interval],
     *,
+    band: Sequence[Mapping[str, Any]] = (),
     target: float,
     title: str,
 ) -> Figure:
     """Draw ROC curves with each operating point and its Wilson intervals.
 
     Args:
-        curves: the models.
+        curves: the models, the last of which the band belongs to.
         areas: ROC-AUC of each model, in the same order.
+        band: rows with "sensitivity" and the "specificity" there, an interval by
+            lesion, drawn as a band; empty: none.
         target: sensitivity that was aimed at, drawn as a line.
         title: figure title.
     """
-    figure = Figure(figsize=(7.0, 8.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
     axes = figure.add_subplot()
+    if band:
+        axes.fill_betweenx(
+            [row["sensitivity"] for row in band],
+            [1 - row["specificity"]["high"] for row in band],
+            [1 - row["specificity"]["low"] for row in band],
+            color=curves[-1].colour,
+            alpha=0.18,
+            linewidth=0,
+            label=f"95 % band of specificity, {curves[-1].label}",
+        )
     for curve, area in zip(curves, areas, strict=True):
         false_positive_rate, sensitivity, _ = roc_curve(
             curve.test.label, curve.test.score, drop_intermediate=False
@@ -137,7 +152,7 @@ def draw_precision_recall(
         target: sensitivity that was aimed at, drawn as a line.
         title: figure title.
     """
-    figure = Figure(figsize=(7.0, 8.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
     axes = figure.add_subplot()
     for curve, area in zip(curves, areas, strict=True):
         precision, recall, _ = precision_recall_curve(
@@ -240,8 +255,9 @@ def draw_threshold(curves: Sequence[Curve], *, target: float, title: str) -> Fig
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.25)
         _panel_title(axes, curve)
-    panels[0].set_ylabel("Share, with 95 % band")
-    _legend_below(figure, panels[0], title=None, columns=5)
+    for axes in panels:
+        axes.set_ylabel("Share, with 95 % band")
+    _legend_below(figure, panels[0], title=None, columns=2)
     return figure
 
 
@@ -280,101 +296,10 @@ def draw_score_histograms(curves: Sequence[Curve], *, title: str) -> Figure:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         _panel_title(axes, curve)
-    panels[0].set_ylabel("Share of the class per bin")
-    _legend_below(figure, panels[0], title=None, columns=3)
+    for axes in panels:
+        axes.set_ylabel("Share of the class per bin")
+    _legend_below(figure, panels[0], title=None, columns=1)
     return figure
-
-
-# Keys of a history row that are drawn: key -> (name, colour, line style).
-_LOSSES = {
-    "train/loss": ("training", BLUE, "-"),
-    "val/loss": ("validation", VERMILION, "--"),
-}
-_QUALITIES = {
-    "val/roc_auc": ("ROC-AUC", BLUE, "-"),
-    "val/pr_auc": ("PR-AUC (average precision)", VERMILION, "--"),
-    "val/specificity_at_target": ("specificity at target", GREEN, "-."),
-}
-
-
-def draw_training(
-    histories: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str
-) -> Figure | None:
-    """Draw losses and validation figures against the epoch, a row of panels per model.
-
-    Args:
-        histories: model label -> rows with "epoch" and any of "train/loss",
-            "val/loss", "val/roc_auc", "val/pr_auc" and "val/specificity_at_target...".
-            What a row lacks, or holds as None or NaN, is left out.
-        title: figure title.
-
-    Returns:
-        The figure, or None when there is nothing to draw.
-    """
-    drawable = {
-        label: rows
-        for label, rows in histories.items()
-        if any(_series(rows, key)[0] for key in (*_LOSSES, *_QUALITIES))
-    }
-    if not drawable:
-        return None
-    figure = Figure(figsize=(10, 0.6 + 3.1 * len(drawable)), layout="constrained")
-    figure.suptitle(title)
-    grid = figure.subplots(len(drawable), 2, squeeze=False)
-    for (label, rows), (loss_axes, quality_axes) in zip(
-        drawable.items(), grid, strict=True
-    ):
-        _draw_series(loss_axes, rows, _LOSSES)
-        _draw_series(quality_axes, rows, _QUALITIES)
-        loss_axes.set_ylabel("Loss")
-        quality_axes.set_ylabel("Validation figure")
-        loss_axes.set_title(f"{label}: loss", fontsize="medium")
-        quality_axes.set_title(f"{label}: validation", fontsize="medium")
-    return figure
-
-
-def _draw_series(
-    axes: Axes,
-    rows: Sequence[Mapping[str, Any]],
-    styles: Mapping[str, tuple[str, str, str]],
-) -> None:
-    """Draw every series of `styles` that the rows hold."""
-    drawn = False
-    for key, (name, colour, style) in styles.items():
-        epochs, values = _series(rows, key)
-        if epochs:
-            drawn = True
-            axes.plot(
-                epochs,
-                values,
-                color=colour,
-                linestyle=style,
-                marker="o",
-                markersize=3,
-                label=name,
-            )
-    axes.set_xlabel("Epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    if drawn:
-        axes.legend(loc="best", fontsize="small")
-    else:
-        axes.text(0.5, 0.5, "not recorded", ha="center", transform=axes.transAxes)
-
-
-def _series(
-    rows: Sequence[Mapping[str, Any]], key: str
-) -> tuple[list[float], list[float]]:
-    """Return the epochs and finite values of the key, or of one that begins with it."""
-    epochs, values = [], []
-    for row in rows:
-        for name, value in row.items():
-            # "val/specificity_at_target" may carry the target behind it.
-            if name.startswith(key) and value is not None and math.isfinite(value):
-                epochs.append(float(row["epoch"]))
-                values.append(float(value))
-                break
-    return epochs, values
 
 
 _POINT_NOTE = "markers: operating points, 95 % intervals"
@@ -418,10 +343,10 @@ def _draw_threshold_line(axes: Axes, threshold: float) -> None:
 
 
 def _panels(count: int, title: str) -> tuple[Figure, Sequence[Axes]]:
-    """Return a figure with `count` panels side by side that share their y axis."""
-    figure = Figure(figsize=(max(7.0, 5.2 * count), 4.8), layout="constrained")
+    """Return a figure with `count` panels, one below another, that share an axis."""
+    figure = Figure(figsize=(WIDTH, 0.9 + 3.4 * count), layout="constrained")
     figure.suptitle(title)
-    return figure, list(figure.subplots(1, count, squeeze=False, sharey=True)[0])
+    return figure, list(figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0])
 
 
 def _unit_square(axes: Axes) -> None:

@@ -1,157 +1,79 @@
-"""Evaluate models at one frozen operating point and write the report of it."""
+"""The report of one model's scores, or of several: metrics.json and report.html.
 
+From the command line, for any model's scores::
+
+    python -m mela_jax.evaluation.report --val=val.csv --test=test.csv --output=DIR
+
+The CSVs have the columns ``image_id,label,score`` and, where known,
+``lesion_id,age,sex,localization,dx,dx_type,source``; or they are files of the ISIC
+challenge, with ``--val-truth`` and ``--test-truth`` beside them. The threshold is
+chosen on validation and measured on the test set.
+"""
+
+import argparse
+import dataclasses
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
 from mela_jax.evaluation import plots
-from mela_jax.evaluation.intervals import (
-    PairedDifferences,
-    clustered_bootstrap,
-    paired_difference,
-    wilson,
+from mela_jax.evaluation.checklist import ABOUT
+from mela_jax.evaluation.contact import MAX_ALARMS, find_images, thumbnails
+from mela_jax.evaluation.isic import read_scores
+from mela_jax.evaluation.measure import (
+    CALIBRATIONS,
+    Settings,
+    compare,
+    evaluate_model,
 )
-from mela_jax.evaluation.markdown import model_label, report_text
-from mela_jax.evaluation.operating_point import choose_threshold, confusion
-from mela_jax.evaluation.scores import (
-    Predictions,
-    check_binary,
-    require_both_classes,
+from mela_jax.evaluation.operating_point import POLICIES
+from mela_jax.evaluation.page import Plot, find_leader, model_label, render
+from mela_jax.evaluation.plots_clinical import (
+    draw_decision_curve,
+    draw_reliability,
+    draw_subgroups,
 )
+from mela_jax.evaluation.plots_training import draw_training
+from mela_jax.evaluation.scores import Predictions, join_details, pool
 
 # Model -> colour, line style, marker in the plots; also the order in the report.
 _STYLES = {
     "teacher": (plots.BLUE, "--", "s"),
     "student": (plots.VERMILION, "-", "o"),
     "baseline": (plots.GREEN, "-.", "^"),
+    "model": (plots.VERMILION, "-", "o"),
+    "other": (plots.BLUE, "--", "s"),
 }
 
 # What is compared on the test set: name in metrics.json -> (a, b), read as a minus b.
 COMPARISONS = {
     "student_minus_baseline": ("student", "baseline"),
     "student_minus_teacher": ("student", "teacher"),
+    "model_minus_other": ("model", "other"),
 }
 
-
-def selection_metrics(
-    labels: npt.ArrayLike, scores: npt.ArrayLike, *, target: float
-) -> dict[str, float]:
-    """Return the validation figures by which the best checkpoint is chosen.
-
-    Args:
-        labels: [N] of 0 and 1, both present.
-        scores: [N] in [0, 1].
-        target: wanted sensitivity, in (0, 1].
-
-    Returns:
-        "roc_auc"; "pr_auc" (average precision); "specificity_at_target": specificity
-        at the highest threshold whose sensitivity on these same data reaches the
-        target.
-
-    Raises:
-        UserError: one class only, or unfit labels, scores or target.
-    """
-    label, score = check_binary(labels, scores)
-    require_both_classes(label, "validation")
-    counts = confusion(label, score, choose_threshold(label, score, target=target))
-    return {
-        "roc_auc": float(roc_auc_score(label, score)),
-        "pr_auc": float(average_precision_score(label, score)),
-        "specificity_at_target": counts.tn / (counts.tn + counts.fp),
-    }
-
-
-def evaluate_model(
-    val: Predictions,
-    test: Predictions,
-    *,
-    target: float,
-    num_bootstrap: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Choose the threshold on validation, freeze it, and measure both splits with it.
-
-    Args:
-        val: scores on validation.
-        test: scores on the test set.
-        target: wanted sensitivity, in (0, 1].
-        num_bootstrap: replicates behind the intervals of ROC-AUC and PR-AUC.
-        seed: of the bootstrap.
-
-    Returns:
-        {"val": figures, "test": figures}. Figures are n, positives, roc_auc, pr_auc
-        (average precision) and operating_point; every rate is {value, low, high} with
-        a 95 % interval, its value None where it is undefined (nobody flagged: PPV).
-        operating_point.flags_everyone says that no image of the split is let pass.
-
-    Raises:
-        UserError: a split with one class only, an image or a lesion in both splits, or
-            an unfit target.
-    """
-    require_both_classes(val.label, "val")
-    require_both_classes(test.label, "test")
-    _refuse_leak(val, test)
-    threshold = choose_threshold(val.label, val.score, target=target)
-    return {
-        name: _measure(
-            split,
-            threshold=threshold,
-            target=target,
-            num_bootstrap=num_bootstrap,
-            seed=seed,
-        )
-        for name, split in (("val", val), ("test", test))
-    }
-
-
-def compare_models(
-    models: Mapping[str, Mapping[str, Any]],
-    predictions: Mapping[str, Mapping[str, Predictions]],
-    *,
-    num_bootstrap: int,
-    seed: int,
-) -> dict[str, dict[str, Any]]:
-    """Compare, on the test set, the student with the baseline and with the teacher.
-
-    Args:
-        models: model -> its figures from `evaluate_model`.
-        predictions: model -> split -> scores.
-        num_bootstrap: replicates behind each interval.
-        seed: of the bootstrap.
-
-    Returns:
-        A comparison of `COMPARISONS` for each pair that is there: {"split": "test",
-        "roc_auc", "specificity", "sensitivity"}, each {difference, low, high,
-        replicates}, the two rates at each model's own frozen threshold.
-
-    Raises:
-        UserError: two models were not scored on the same images.
-    """
-    compared: dict[str, dict[str, Any]] = {}
-    for name, (a, b) in COMPARISONS.items():
-        if a in models and b in models:
-            test_a = predictions[a]["test"]
-            differences: PairedDifferences = paired_difference(
-                test_a.label,
-                test_a.lesion_id,
-                test_a.score,
-                _in_order_of(test_a, predictions[b]["test"], a, b),
-                threshold_a=_threshold(models[a]),
-                threshold_b=_threshold(models[b]),
-                num_bootstrap=num_bootstrap,
-                seed=seed,
-            )
-            compared[name] = {"split": "test", **differences}
-    return compared
+_CAPTIONS = {
+    "roc": "Markers: operating points with 95 % intervals. Up and left is better.",
+    "precision_recall": "The dashed line is what guessing would give; it, like the "
+    "whole plot, moves with the prevalence.",
+    "threshold": "What other thresholds would have done on the test set. The dotted "
+    "line is the frozen threshold; it was chosen on validation, not here.",
+    "scores": "Each class is drawn as shares of its own images, so that the rarer one "
+    "shows.",
+    "reliability": "On the diagonal a probability means what it says. Wilson intervals "
+    "by image.",
+    "decision_curve": "Net benefit of the calibrated probability: melanomas found per "
+    "person, less false alarms at the odds of the threshold. A model is of use where "
+    "its curve lies above both examining everybody and examining nobody.",
+    "subgroups": "Dashed: whole test set. Dotted: the target. Hollow: fewer than 10.",
+    "training": "Loss and validation figures by epoch. Losses of different models are "
+    "different functions and cannot be compared with each other.",
+}  # fmt: skip
 
 
 def write_report(
@@ -159,30 +81,26 @@ def write_report(
     *,
     models: Mapping[str, Mapping[str, Any]],
     predictions: Mapping[str, Mapping[str, Predictions]],
-    histories: Mapping[str, Sequence[Mapping[str, Any]]],
-    target: float,
-    made_up: bool,
-    run: Mapping[str, str],
-    num_bootstrap: int,
-    seed: int,
+    settings: Settings,
+    made_up: bool = False,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    run: Mapping[str, str] | None = None,
+    about: Mapping[str, str] | None = None,
+    images: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write metrics.json, report.md and its plots.
-
-    Each file appears whole or not at all; metrics.json is written last, so that its
-    presence means that the report is complete.
+    """Write report.html and metrics.json.
 
     Args:
-        directory: where to write; created where it is missing.
-        models: "teacher", "student", "baseline", those that were run -> {"name":
-            architecture, "params": int, "flops": int, "val", "test"}, the last two
-            from `evaluate_model`.
+        directory: where to; created where it is missing.
+        models: "teacher", "student", "baseline", "model" or "other" -> figures of
+            `evaluate_model`, and "name", "params" and "flops" where known.
         predictions: model -> "val" and "test" -> scores.
-        histories: model -> one row per epoch, see `plots.draw_training`.
-        target: sensitivity that was aimed at.
+        settings: how the models were judged.
         made_up: the lesions are made up; said in the report and on every plot.
+        histories: model -> one row per epoch, see `plots_training.draw_training`.
         run: what was run, name -> text, shown as a table.
-        num_bootstrap: replicates behind the paired comparisons.
-        seed: of the bootstrap.
+        about: key of `checklist.ABOUT` -> text, for model card and checklist.
+        images: image_id -> file, for the contact sheet.
 
     Returns:
         What metrics.json holds.
@@ -200,79 +118,43 @@ def write_report(
     models = {name: models[name] for name in _STYLES if name in models}
     metrics = {
         "models": models,
-        "comparisons": compare_models(
-            models, predictions, num_bootstrap=num_bootstrap, seed=seed
-        ),
-        "made_up_data": made_up,
-        "target_sensitivity": target,
-        "run": dict(run),
-    }
-    figures = _draw(models, predictions, histories, target=target, made_up=made_up)
-    text = report_text(
-        metrics,
-        num_lesions={
-            name: len(set(predictions[name]["test"].lesion_id)) for name in models
+        "comparisons": {
+            name: compare(
+                predictions[a]["test"],
+                predictions[b]["test"],
+                settings,
+                threshold_a=_threshold(models[a]),
+                threshold_b=_threshold(models[b]),
+                names=(a, b),
+            )
+            for name, (a, b) in COMPARISONS.items()
+            if a in models and b in models
         },
-        plot_names=list(figures),
-        num_bootstrap=num_bootstrap,
+        "made_up_data": made_up,
+        "target_sensitivity": settings.target,
+        "settings": dataclasses.asdict(settings),
+        "run": dict(run or {}),
+    }
+    figures = _draw(
+        models, predictions, histories or {}, settings.target, made_up=made_up
+    )
+    test = models[find_leader(models)]["test"]
+    page = render(
+        metrics,
+        plots={
+            name: Plot(title, _CAPTIONS[name], plots.png_bytes(figure))
+            for name, (title, figure) in figures.items()
+        },
+        missed=thumbnails(test["missed"], images or {}),
+        alarms=thumbnails(test["false_alarms"][:MAX_ALARMS], images or {}),
+        about=about or {},
     )
     folder = Path(directory)
-    for name, figure in figures.items():
-        write_atomically(folder / f"{name}.png", plots.png_bytes(figure))
-    write_atomically(folder / "report.md", text.encode("utf-8"))
     # allow_nan=False: NaN is not JSON, and no figure may be one.
     content = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / "report.html", page.encode("utf-8"))
     write_atomically(folder / "metrics.json", (content + "\n").encode("utf-8"))
     return metrics
-
-
-def _measure(
-    split: Predictions,
-    *,
-    threshold: float,
-    target: float,
-    num_bootstrap: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Return the figures of one split at a threshold that is already chosen."""
-    areas = clustered_bootstrap(
-        split.label,
-        split.lesion_id,
-        split.score,
-        num_bootstrap=num_bootstrap,
-        seed=seed,
-    )
-    counts = confusion(split.label, split.score, threshold)
-    return {
-        "n": int(split.label.size),
-        "positives": int(split.label.sum()),
-        "roc_auc": areas["roc_auc"],
-        "pr_auc": areas["pr_auc"],
-        "operating_point": {
-            "target_sensitivity": target,
-            "threshold": threshold,
-            "chosen_on": "val",
-            "sensitivity": wilson(counts.tp, counts.tp + counts.fn),
-            "specificity": wilson(counts.tn, counts.tn + counts.fp),
-            "ppv": wilson(counts.tp, counts.tp + counts.fp),
-            "npv": wilson(counts.tn, counts.tn + counts.fn),
-            "confusion": asdict(counts),
-            "flags_everyone": counts.flags_everyone,
-        },
-    }
-
-
-def _refuse_leak(val: Predictions, test: Predictions) -> None:
-    """Refuse a test set that shares an image or a lesion with validation."""
-    for what, shared in (
-        ("image", set(val.image_id) & set(test.image_id)),
-        ("lesion", set(val.lesion_id) & set(test.lesion_id)),
-    ):
-        if shared:
-            raise UserError(
-                f"val and test share {len(shared)} {what}(s), for example "
-                f"{min(shared)}; split by lesion so that they share none"
-            )
 
 
 def _threshold(model: Mapping[str, Any]) -> float:
@@ -280,73 +162,219 @@ def _threshold(model: Mapping[str, Any]) -> float:
     return float(model["test"]["operating_point"]["threshold"])
 
 
-def _in_order_of(
-    first: Predictions, second: Predictions, name_first: str, name_second: str
-) -> npt.NDArray[np.float64]:
-    """Return the scores of `second` in the image order of `first`."""
-    row = {image_id: i for i, image_id in enumerate(second.image_id)}
-    if set(row) != set(first.image_id):
-        difference = len(set(row) ^ set(first.image_id))
-        raise UserError(
-            f"test predictions of {name_first} and {name_second} differ in "
-            f"{difference} image(s); score both models on the same images"
-        )
-    order = np.asarray([row[image_id] for image_id in first.image_id])
-    wrong = np.flatnonzero(second.label[order] != first.label)
-    if wrong.size:
-        raise UserError(
-            f"test predictions of {name_first} and {name_second} disagree on the label "
-            f"of {first.image_id[int(wrong[0])]}; score both on the same data"
-        )
-    return second.score[order]
-
-
 def _draw(
     models: Mapping[str, Mapping[str, Any]],
     predictions: Mapping[str, Mapping[str, Predictions]],
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
-    *,
     target: float,
+    *,
     made_up: bool,
-) -> dict[str, plots.Figure]:
-    """Return the figures by file name, in the order of the report."""
+) -> dict[str, tuple[str, plots.Figure]]:
+    """Return name -> title and figure, in the order of the report."""
     prefix = "MADE-UP LESIONS: " if made_up else ""
+    leader = find_leader(models)
     labels = {name: model_label(name, models) for name in models}
+    # The leader last: its curve lies on top, and the band is its own.
+    names = [*(name for name in models if name != leader), leader]
     curves = [
         plots.Curve(
             labels[name],
             *_STYLES[name],
             test=predictions[name]["test"],
-            threshold=_threshold(model),
+            threshold=_threshold(models[name]),
         )
-        for name, model in models.items()
+        for name in names
     ]
-    figures = {
-        "roc": plots.draw_roc(
+    test = models[leader]["test"]
+    figures: dict[str, tuple[str, plots.Figure]] = {}
+
+    def add(name: str, title: str, figure: plots.Figure) -> None:
+        figures[name] = (title, figure)
+
+    title = "ROC curves"
+    add(
+        "roc",
+        title,
+        plots.draw_roc(
             curves,
-            [model["test"]["roc_auc"] for model in models.values()],
+            [models[name]["test"]["roc_auc"] for name in names],
+            band=test["roc_band"],
             target=target,
-            title=f"{prefix}ROC on the test set",
+            title=prefix + title,
         ),
-        "precision_recall": plots.draw_precision_recall(
+    )
+    title = "Precision and recall"
+    add(
+        "precision_recall",
+        title,
+        plots.draw_precision_recall(
             curves,
-            [model["test"]["pr_auc"] for model in models.values()],
+            [models[name]["test"]["pr_auc"] for name in names],
             target=target,
-            title=f"{prefix}Precision and recall on the test set",
+            title=prefix + title,
         ),
-        "threshold": plots.draw_threshold(
-            curves,
-            target=target,
-            title=f"{prefix}What each threshold would do on the test set",
-        ),
-        "scores": plots.draw_score_histograms(
-            curves, title=f"{prefix}Scores by class on the test set"
-        ),
-    }
-    training = plots.draw_training(
+    )
+    title = "What each threshold would do"
+    add(
+        "threshold",
+        title,
+        plots.draw_threshold(curves, target=target, title=prefix + title),
+    )
+    title = "Scores by class"
+    add("scores", title, plots.draw_score_histograms(curves, title=prefix + title))
+    title = "Reliability"
+    add(
+        "reliability",
+        title,
+        draw_reliability(test["calibration"], title=prefix + title),
+    )
+    if test["decision_curve"] is not None:
+        title = "Decision curve"
+        add(
+            "decision_curve",
+            title,
+            draw_decision_curve(test["decision_curve"], title=prefix + title),
+        )
+    if test["subgroups"]:
+        title = "Sensitivity and specificity by group"
+        add(
+            "subgroups",
+            title,
+            draw_subgroups(
+                test["subgroups"],
+                test["operating_point"],
+                target=target,
+                title=prefix + title,
+            ),
+        )
+    title = "Training"
+    training = draw_training(
         {labels[name]: histories[name] for name in models if name in histories},
-        title=f"{prefix}Training",
+        title=prefix + title,
     )
     if training is not None:
-        figures["training"] = training
+        add("training", title, training)
     return figures
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; exits with status 2 where it is wrong."""
+    defaults = Settings()
+    parser = argparse.ArgumentParser(
+        prog="python -m mela_jax.evaluation.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    files = {"metavar": "CSV", "action": "append"}
+    add("--val", required=True, help="scores on validation; again: pooled", **files)
+    add("--test", required=True, help="scores on the test set; again: pooled", **files)
+    add("--output", required=True, metavar="DIR", help="folder of the report")
+    add("--val-truth", metavar="CSV", help="ISIC ground truth of --val")
+    add("--test-truth", metavar="CSV", help="ISIC ground truth of --test")
+    add("--other-val", help="the same of a model to compare with", **files)
+    add("--other-test", help="the same of a model to compare with", **files)
+    add("--metadata", metavar="CSV", help="image_id and lesion_id, age, sex, dx, ...")
+    add("--images", metavar="DIR", help="the images, to show those it got wrong")
+    add("--about", metavar="JSON", help=f"texts for the model card: {', '.join(ABOUT)}")
+    add("--target", type=float, default=defaults.target, help="wanted sensitivity")
+    add("--policy", choices=POLICIES, default=defaults.policy)
+    add("--delta", type=float, default=defaults.delta, help="risk of the guarantee")
+    add(
+        "--prevalences",
+        default=",".join(map(str, defaults.prevalences)),
+        help="shares of melanoma, separated by commas (default: %(default)s)",
+    )
+    add("--calibration", choices=CALIBRATIONS, default=defaults.calibration)
+    add("--bootstrap", type=int, default=defaults.num_bootstrap, metavar="N")
+    add("--seed", type=int, default=defaults.seed)
+    return parser.parse_args(arguments)
+
+
+def _read(paths: Sequence[str], truth: str | None, metadata: str | None) -> Predictions:
+    pooled = pool([read_scores(path, truth) for path in paths])
+    return join_details(pooled, metadata) if metadata else pooled
+
+
+def _read_about(path: str | None) -> dict[str, str]:
+    """Read what is told of the study."""
+    if path is None:
+        return {}
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--about={path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict) or set(found) - set(ABOUT):
+        raise UserError(
+            f"--about={path}: give an object with any of {', '.join(ABOUT)}"
+        )
+    return {key: str(value) for key, value in found.items()}
+
+
+def _run(options: argparse.Namespace) -> None:
+    try:
+        prevalences = tuple(float(p) for p in options.prevalences.split(",") if p)
+    except ValueError as error:
+        raise UserError(f"--prevalences={options.prevalences}: {error}") from error
+    settings = Settings(
+        target=options.target,
+        policy=options.policy,
+        delta=options.delta,
+        prevalences=prevalences,
+        calibration=options.calibration,
+        num_bootstrap=options.bootstrap,
+        seed=options.seed,
+    )
+    if bool(options.other_val) != bool(options.other_test):
+        raise UserError("give --other-val and --other-test together")
+    about = _read_about(options.about)
+    predictions = {
+        "model": {
+            "val": _read(options.val, options.val_truth, options.metadata),
+            "test": _read(options.test, options.test_truth, options.metadata),
+        }
+    }
+    if options.other_val:
+        predictions["other"] = {
+            "val": _read(options.other_val, options.val_truth, options.metadata),
+            "test": _read(options.other_test, options.test_truth, options.metadata),
+        }
+    images = find_images(options.images) if options.images else {}
+    write_report(
+        options.output,
+        models={
+            name: evaluate_model(splits["val"], splits["test"], settings)
+            for name, splits in predictions.items()
+        },
+        predictions=predictions,
+        settings=settings,
+        about=about,
+        images=images,
+        run={
+            "validation": ", ".join(options.val),
+            "test": ", ".join(options.test),
+            "seed of the bootstrap": str(settings.seed),
+        },
+    )
+    print(f"Report: {Path(options.output) / 'report.html'}")
+    print("This is not a diagnosis.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0 done, 2 refused.
+
+    Args:
+        arguments: the words after the program's name; those of the process when None.
+    """
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,7 +3,8 @@
 import csv
 import io
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,11 @@ from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
 
 COLUMNS = ("image_id", "lesion_id", "label", "score")
+REQUIRED = ("image_id", "label", "score")
+# What may be known of an image besides; the report looks at each of them apart.
+DETAILS = ("age", "sex", "localization", "dx", "dx_type", "source")
+# How tables spell "not known".
+_UNKNOWN = ("", "nan", "na", "none", "null", "unknown")
 
 
 def check_binary(
@@ -86,16 +92,19 @@ class Predictions:
         lesion_id: N names; images of one lesion share theirs.
         label: int64 [N], 1 for melanoma.
         score: float64 [N], P(melanoma) in [0, 1].
+        details: column of `DETAILS` -> N texts, "" where unknown; age in years. A
+            column of which nothing is known is left out.
 
     Raises:
         UserError: see `check_binary`; also for columns of different lengths, an empty
-            name, or an image named twice.
+            name, an image named twice, or an age that is not a number.
     """
 
     image_id: list[str]
     lesion_id: list[str]
     label: npt.NDArray[np.int64]
     score: npt.NDArray[np.float64]
+    details: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check every column and settle the dtypes."""
@@ -119,35 +128,86 @@ class Predictions:
                     f"image_id {image_id} occurs twice; score every image once"
                 )
             seen.add(image_id)
+        object.__setattr__(self, "details", self._checked_details())
+
+    @property
+    def num_lesions(self) -> int:
+        """Number of distinct lesions."""
+        return len(set(self.lesion_id))
+
+    @property
+    def repeats_lesions(self) -> bool:
+        """Whether some lesion has several images."""
+        return self.num_lesions < len(self.lesion_id)
+
+    def _checked_details(self) -> dict[str, list[str]]:
+        """Return the columns of which something is known, cleaned."""
+        details = {}
+        for name in DETAILS:
+            if name not in self.details:
+                continue
+            texts = [str(text).strip() for text in self.details[name]]
+            texts = ["" if text.lower() in _UNKNOWN else text for text in texts]
+            if len(texts) != self.label.size:
+                raise UserError(
+                    f"column {name} has {len(texts)} entries for {self.label.size} "
+                    "scores; give one per image"
+                )
+            if name == "age":
+                for image_id, text in zip(self.image_id, texts, strict=True):
+                    _check_age(text, image_id)
+            if any(texts):
+                details[name] = texts
+        unknown = set(self.details) - set(DETAILS)
+        if unknown:
+            raise ValueError(f"details {sorted(unknown)}; known are {DETAILS}")
+        return details
+
+
+def _check_age(text: str, image_id: str) -> None:
+    try:
+        fits = not text or 0 <= float(text) <= 130
+    except ValueError:
+        fits = False
+    if not fits:
+        raise UserError(
+            f"age {text!r} of {image_id} is not a number of years; leave it empty "
+            "where it is unknown"
+        )
 
 
 def write_predictions(path: str | os.PathLike[str], predictions: Predictions) -> None:
     """Write predictions as a CSV that reads back to the same bits.
 
-    Columns are `image_id,lesion_id,label,score`. Scores are written with `repr`, the
-    shortest text that names one float64. The file appears whole or not at all.
+    Columns are `image_id,lesion_id,label,score`, then those details of which something
+    is known. Scores are written with `repr`, the shortest text that names one float64.
+    The file appears whole or not at all.
 
     Raises:
         UserError: the file cannot be written.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for image_id, lesion_id, label, score in zip(
-        predictions.image_id,
-        predictions.lesion_id,
-        predictions.label.tolist(),
-        predictions.score.tolist(),
-        strict=True,
-    ):
-        writer.writerow([image_id, lesion_id, label, repr(score)])
+    writer.writerow([*COLUMNS, *predictions.details])
+    writer.writerows(
+        zip(
+            predictions.image_id,
+            predictions.lesion_id,
+            predictions.label.tolist(),
+            [repr(score) for score in predictions.score.tolist()],
+            *predictions.details.values(),
+            strict=True,
+        )
+    )
     write_atomically(path, text.getvalue().encode("utf-8"))
 
 
 def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     """Read the CSV of one model on one split.
 
-    Columns may come in any order, and others than the four are ignored.
+    Columns may come in any order. `image_id`, `label` and `score` must be there;
+    without `lesion_id` every image is taken as a lesion of its own; those of `DETAILS`
+    are kept, others ignored.
 
     Raises:
         UserError: naming the file and, where there is one, the row (its line in the
@@ -159,22 +219,28 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     lesion_ids: list[str] = []
     labels: list[int] = []
     scores: list[float] = []
+    details: dict[str, list[str]] = {}
     first_line: dict[str, int] = {}
     try:
         with open(Path(path), encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+            columns = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = columns
+            missing = [c for c in REQUIRED if c not in columns]
             if missing:
                 raise UserError(
                     f"{path}: no column {', '.join(missing)}; the header must name "
-                    f"{','.join(COLUMNS)}"
+                    f"{','.join(REQUIRED)}"
                 )
+            grouped = "lesion_id" in columns
+            details = {name: [] for name in DETAILS if name in columns}
             for row in reader:
                 where = f"{path}: row {reader.line_num}"
                 # A short row leaves None in the columns that it lacks.
-                image_id, lesion_id, label, score = (
-                    (row[column] or "").strip() for column in COLUMNS
+                image_id, label, score = (
+                    (row[column] or "").strip() for column in REQUIRED
                 )
+                lesion_id = (row["lesion_id"] or "").strip() if grouped else image_id
                 if not image_id or not lesion_id:
                     raise UserError(
                         f"{where}: image_id or lesion_id is empty; name both"
@@ -194,6 +260,8 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
                 lesion_ids.append(lesion_id)
                 labels.append(int(label))
                 scores.append(_probability(score, where))
+                for name, texts in details.items():
+                    texts.append(row[name] or "")
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: no such predictions file; check the path, or run the evaluation"
@@ -201,12 +269,50 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"{path}: cannot be read as a CSV of predictions ({error}); "
-            f"give a UTF-8 text file with the columns {','.join(COLUMNS)}"
+            f"give a UTF-8 text file with the columns {','.join(REQUIRED)}"
         ) from error
     if not image_ids:
         raise UserError(f"{path}: no rows below the header; score at least one image")
+    try:
+        return Predictions(
+            image_ids,
+            lesion_ids,
+            np.asarray(labels),
+            np.asarray(scores, np.float64),
+            details,
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def pool(parts: Sequence[Predictions]) -> Predictions:
+    """Put the scores of several files together, such as the folds of a k-fold run.
+
+    Pooled out-of-fold scores come from as many models as there are folds, so a
+    threshold chosen on them is that of their common scale.
+
+    Args:
+        parts: at least one; no image may be in two of them.
+
+    Raises:
+        UserError: an image is in two of them.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    names = [name for name in DETAILS if any(name in part.details for part in parts)]
     return Predictions(
-        image_ids, lesion_ids, np.asarray(labels), np.asarray(scores, np.float64)
+        [image_id for part in parts for image_id in part.image_id],
+        [lesion_id for part in parts for lesion_id in part.lesion_id],
+        np.concatenate([part.label for part in parts]),
+        np.concatenate([part.score for part in parts]),
+        {
+            name: [
+                text
+                for part in parts
+                for text in part.details.get(name, [""] * part.label.size)
+            ]
+            for name in names
+        },
     )
 
 
@@ -223,3 +329,46 @@ def _probability(text: str, where: str) -> float:
             "P(melanoma)"
         )
     return score
+
+
+def join_details(predictions: Predictions, path: str | os.PathLike[str]) -> Predictions:
+    """Add what a table knows of the images: their details, and lesion_id if it has it.
+
+    Args:
+        predictions: scores.
+        path: a CSV with `image_id` and any of `lesion_id` and `DETAILS`; rows of other
+            images are passed over.
+
+    Raises:
+        UserError: the file cannot be read, names an image twice, or lacks an image.
+    """
+    try:
+        with open(Path(path), encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            columns = list(reader.fieldnames or [])
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a CSV ({error})") from error
+    if "image_id" not in columns:
+        raise UserError(f"{path}: no column image_id; it says which image a row is of")
+    table = {row["image_id"].strip(): row for row in rows}
+    if len(table) != len(rows):
+        raise UserError(f"{path}: an image_id occurs twice; keep one row for each")
+    absent = [name for name in predictions.image_id if name not in table]
+    if absent:
+        raise UserError(
+            f"{path}: {len(absent)} of {len(predictions.image_id)} scored images are "
+            f"not in it ({', '.join(absent[:5])})"
+        )
+    held = [table[name] for name in predictions.image_id]
+    lesions = predictions.lesion_id
+    if "lesion_id" in columns:
+        lesions = [row["lesion_id"].strip() for row in held]
+    details = {name: [row[name] for row in held] for name in DETAILS if name in columns}
+    return Predictions(
+        predictions.image_id,
+        lesions,
+        predictions.label,
+        predictions.score,
+        {**predictions.details, **details},
+    )

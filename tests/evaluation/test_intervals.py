@@ -1,22 +1,19 @@
-"""Intervals against other software, by hand, and against analytic ones."""
-
-import logging
-import time
+"""Closed-form intervals and tests against SciPy, statsmodels and published examples."""
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm, rankdata
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.stats import binomtest, chi2, norm
+from statsmodels.stats.proportion import proportion_confint
 
 from mela_jax.errors import UserError
-from mela_jax.evaluation import intervals
 from mela_jax.evaluation.intervals import (
-    clustered_bootstrap,
-    paired_difference,
-    weighted_areas,
+    auc_difference,
+    auc_interval,
+    clopper_pearson_lower,
+    mcnemar_p,
     wilson,
 )
 
@@ -51,238 +48,110 @@ def test_wilson_stays_in_range_and_holds_the_value(n: int, data: st.DataObject) 
     assert 0 <= mine["low"] <= mine["value"] <= mine["high"] <= 1
 
 
-def test_areas_by_hand() -> None:
-    # From the top: melanoma 0.9; tie of both at 0.5; other 0.1. Pairs won: 0.9 beats
-    # both others, 0.5 ties one and beats one: (2 + 1.5) / 4. Average precision:
-    # 1/2 * 1 + 1/2 * 2/3.
-    roc, average = weighted_areas([1, 1, 0, 0], [0.9, 0.5, 0.5, 0.1], np.ones((1, 4)))
-    assert roc[0] == pytest.approx(3.5 / 4)
-    assert average[0] == pytest.approx(1 / 2 + 1 / 3)
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 3)),
-        min_size=2,
-        max_size=30,
-    )
-)
-def test_areas_agree_with_scikit_learn_under_weights_and_ties(
-    rows: list[tuple[int, int, int]],
+@pytest.mark.parametrize(("hits", "n"), [(1, 1), (44, 45), (45, 45), (80, 83)])
+@pytest.mark.parametrize("delta", [0.05, 0.1])
+def test_clopper_pearson_agrees_with_scipy_and_statsmodels(
+    hits: int, n: int, delta: float
 ) -> None:
-    label, score, weight = (np.asarray(column) for column in zip(*rows, strict=True))
-    roc, average = weighted_areas(label, score / 5, weight[None])
-    if len(np.unique(label[weight > 0])) < 2:
-        assert np.isnan(roc[0])
-        assert np.isnan(average[0])
-        return
-    # Rows of no weight are taken out for scikit-learn, whose own handling of leading
-    # zero weights has changed over its versions.
-    held = weight > 0
-    arguments = (label[held], score[held] / 5)
-    assert roc[0] == pytest.approx(
-        roc_auc_score(*arguments, sample_weight=weight[held])
+    mine = clopper_pearson_lower(hits, n, delta=delta)
+    one_sided = binomtest(hits, n, alternative="greater")
+    assert mine == pytest.approx(
+        one_sided.proportion_ci(1 - delta, method="exact").low, abs=1e-9
     )
-    assert average[0] == pytest.approx(
-        average_precision_score(*arguments, sample_weight=weight[held])
+    assert mine == pytest.approx(
+        proportion_confint(hits, n, alpha=2 * delta, method="beta")[0], abs=1e-12
     )
+    assert clopper_pearson_lower(0, n, delta=delta) == 0
+    with pytest.raises(ValueError, match="successes"):
+        clopper_pearson_lower(n + 1, n, delta=delta)
 
 
-def synthetic(
-    n: int, *, num_lesions: int, seed: int
-) -> tuple[npt.NDArray[np.int64], list[str], npt.NDArray[np.float64]]:
-    """Draw labels by lesion and scores with a normal logit."""
-    rng = np.random.default_rng(seed)
-    lesion = np.arange(n) if num_lesions == n else rng.integers(0, num_lesions, size=n)
-    label = (rng.random(num_lesions) < 0.15).astype(np.int64)[lesion]
-    logit = 1.7 * label - 2 + rng.normal(size=n)
-    return label, [f"L{k}" for k in lesion], 1 / (1 + np.exp(-logit))
+def test_delong_on_the_ratings_of_hanley_and_mcneil() -> None:
+    # Hanley and McNeil 1982, Radiology 143:29, Table I: CT ratings 1 to 5 of 58 normal
+    # and 51 abnormal patients. Stata's `roctab` gives 0.8932, DeLong's standard error
+    # 0.0307 and the interval 0.83295 to 0.95339 (Stata manual, [R] roctab).
+    normal, abnormal = (33, 6, 6, 11, 2), (3, 2, 2, 11, 33)
+    score = np.concatenate([np.repeat(np.arange(5), c) for c in (normal, abnormal)]) / 4
+    label = np.repeat([0, 1], [58, 51])
+    found = auc_interval(label, score)
+    assert found["value"] == pytest.approx(0.8932, abs=5e-5)
+    assert (found["low"], found["high"]) == pytest.approx((0.83295, 0.95339), abs=6e-6)
+    error = (found["high"] - found["low"]) / 2 / norm.ppf(0.975)
+    assert error == pytest.approx(0.0307, abs=5e-5)
 
 
-def delong_standard_error(
+def by_all_pairs(
     label: npt.NDArray[np.int64], scores: list[npt.NDArray[np.float64]]
-) -> float:
-    """Standard error of one AUC, or of the difference of two (DeLong et al. 1988)."""
-    columns = []
+) -> npt.NDArray[np.float64]:
+    """DeLong's covariance as the paper writes it, pair by pair."""
+    v10, v01 = [], []
     for score in scores:
-        positive, negative = score[label == 1], score[label == 0]
-        both = rankdata(np.concatenate([positive, negative]))
-        m, n = positive.size, negative.size
-        columns.append(
-            (
-                (both[:m] - rankdata(positive)) / n,
-                1 - (both[m:] - rankdata(negative)) / m,
-            )
-        )
-    of_positives = columns[0][0] - (columns[1][0] if len(scores) == 2 else 0)
-    of_negatives = columns[0][1] - (columns[1][1] if len(scores) == 2 else 0)
-    return float(
-        np.sqrt(
-            of_positives.var(ddof=1) / of_positives.size
-            + of_negatives.var(ddof=1) / of_negatives.size
-        )
-    )
+        gap = score[label == 1][:, None] - score[label == 0][None]
+        won = (gap > 0) + (gap == 0) / 2
+        v10.append(won.mean(axis=1))
+        v01.append(won.mean(axis=0))
+    s10, s01 = np.cov(np.stack(v10)), np.cov(np.stack(v01))
+    return s10 / len(v10[0]) + s01 / len(v01[0])
 
 
-def test_bootstrap_agrees_with_delong_where_every_lesion_has_one_image() -> None:
-    label, lesions, score = synthetic(3000, num_lesions=3000, seed=1)
-    found = clustered_bootstrap(label, lesions, score, num_bootstrap=2000, seed=2)
-    assert (found["replicates"], found["dropped"]) == (2000, 0)
-    roc = found["roc_auc"]
-    assert roc["value"] == pytest.approx(roc_auc_score(label, score))
-    assert found["pr_auc"]["value"] == pytest.approx(
-        average_precision_score(label, score)
-    )
-    half = norm.ppf(0.975) * delong_standard_error(label, [score])
-    assert roc["value"] is not None
-    assert roc["value"] - roc["low"] == pytest.approx(half, rel=0.12)
-    assert roc["high"] - roc["value"] == pytest.approx(half, rel=0.12)
+@given(st.integers(0, 10_000))
+def test_delong_agrees_with_all_pairs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    label = np.append(rng.integers(0, 2, size=36), [0, 0, 1, 1])
+    a = np.round(rng.random(40), 1)
+    b = np.round(np.clip(a + rng.normal(scale=0.3, size=40), 0, 1), 1)
+    covariance = by_all_pairs(label, [a, b])
+    found = auc_difference(label, a, b)
+    error = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    area_a, area_b = (auc_interval(label, s) for s in (a, b))
+    assert area_a["value"] is not None
+    assert area_b["value"] is not None
+    gain = area_a["value"] - area_b["value"]
+    assert found["difference"] == pytest.approx(gain, abs=1e-12)
+    if error > 1e-7:
+        assert found["p"] == pytest.approx(2 * norm.sf(abs(gain) / error), rel=1e-6)
+        assert found["low"] == pytest.approx(max(gain - 1.959964 * error, -1), abs=1e-6)
+    half = norm.ppf(0.975) * np.sqrt(covariance[0, 0])
+    assert area_a["low"] == pytest.approx(max(area_a["value"] - half, 0), abs=1e-9)
 
 
-def test_paired_difference_agrees_with_delong() -> None:
-    label, lesions, score = synthetic(3000, num_lesions=3000, seed=3)
-    noise = np.random.default_rng(4).random(3000)
-    other = 0.7 * score + 0.3 * noise
-    found = paired_difference(
-        label,
-        lesions,
-        score,
-        other,
-        threshold_a=0.2,
-        threshold_b=0.25,
-        num_bootstrap=2000,
-        seed=5,
-    )
-    roc = found["roc_auc"]
-    half = norm.ppf(0.975) * delong_standard_error(label, [score, other])
-    assert roc["difference"] == pytest.approx(
-        roc_auc_score(label, score) - roc_auc_score(label, other)
-    )
-    assert (roc["high"] - roc["low"]) / 2 == pytest.approx(half, rel=0.12)
-    for name, value in (("specificity", 0), ("sensitivity", 1)):
-        held = label == value
-        right_a = (score >= 0.2)[held] == value
-        right_b = (other >= 0.25)[held] == value
-        gain = right_a.astype(float) - right_b
-        half = norm.ppf(0.975) * gain.std() / np.sqrt(held.sum())
-        figure = found[name]  # type: ignore[literal-required]
-        assert figure["difference"] == pytest.approx(gain.mean())
-        assert (figure["high"] - figure["low"]) / 2 == pytest.approx(half, rel=0.12)
+def test_copies_of_images_do_not_narrow_the_interval_by_lesion() -> None:
+    rng = np.random.default_rng(1)
+    label = (rng.random(200) < 0.3).astype(int)
+    score = 1 / (1 + np.exp(-(label + rng.normal(size=200))))
+    once = auc_interval(label, score)
+    tiled = np.tile(label, 4), np.tile(score, 4)
+    by_image = auc_interval(*tiled)
+    by_lesion = auc_interval(*tiled, [str(k) for k in range(200)] * 4)
+    width = once["high"] - once["low"]
+    assert by_image["high"] - by_image["low"] < 0.55 * width
+    assert by_lesion["high"] - by_lesion["low"] == pytest.approx(width, rel=0.03)
 
 
-def test_repeated_images_of_a_lesion_widen_the_interval() -> None:
-    label, lesions, score = synthetic(400, num_lesions=400, seed=6)
-    labels, scores = np.tile(label, 4), np.tile(score, 4)
-    once = clustered_bootstrap(label, lesions, score, num_bootstrap=500, seed=0)
-    copied = clustered_bootstrap(labels, lesions * 4, scores, num_bootstrap=500, seed=0)
-    taken_as_independent = clustered_bootstrap(
-        labels, [str(k) for k in range(1600)], scores, num_bootstrap=500, seed=0
-    )
-    # Copies bring no information: the clustered interval does not shrink.
-    assert copied["roc_auc"] == pytest.approx(once["roc_auc"])
-    width, naive = (
-        found["roc_auc"]["high"] - found["roc_auc"]["low"]
-        for found in (copied, taken_as_independent)
-    )
-    assert naive < 0.65 * width
-
-
-def test_the_seed_and_nothing_else_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    label, lesions, score = synthetic(200, num_lesions=120, seed=7)
-    first = clustered_bootstrap(label, lesions, score, num_bootstrap=300, seed=8)
-    monkeypatch.setattr(intervals, "_CHUNK_ELEMENTS", 1000)
-    chunked = clustered_bootstrap(label, lesions, score, num_bootstrap=300, seed=8)
-    assert chunked == first
-    other = clustered_bootstrap(label, lesions, score, num_bootstrap=300, seed=9)
-    assert other != first
-
-
-def test_a_model_does_not_differ_from_itself() -> None:
-    label, lesions, score = synthetic(200, num_lesions=150, seed=10)
-    found = paired_difference(
-        label,
-        lesions,
-        score,
-        score,
-        threshold_a=0.3,
-        threshold_b=0.3,
-        num_bootstrap=50,
-        seed=0,
-    )
-    for figure in found.values():
-        assert figure == {"difference": 0, "low": 0, "high": 0, "replicates": 50}
-
-
-def test_swapping_the_models_turns_the_sign() -> None:
-    label, lesions, score = synthetic(200, num_lesions=150, seed=11)
-    other = score**2
-    other[::3] = 0.5
-    there = paired_difference(
-        label,
-        lesions,
-        score,
-        other,
-        threshold_a=0.3,
-        threshold_b=0.1,
-        num_bootstrap=200,
-        seed=0,
-    )
-    back = paired_difference(
-        label,
-        lesions,
-        other,
-        score,
-        threshold_a=0.1,
-        threshold_b=0.3,
-        num_bootstrap=200,
-        seed=0,
-    )
-    for name, figure in there.items():
-        assert figure["low"] <= figure["difference"] <= figure["high"]  # type: ignore[index]
-        turned = back[name]  # type: ignore[literal-required]
-        assert turned["difference"] == pytest.approx(-figure["difference"])  # type: ignore[index]
-        assert turned["low"] == pytest.approx(-figure["high"])  # type: ignore[index]
-
-
-def test_replicates_of_one_class_are_dropped_counted_and_told(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    label = np.asarray([1] + [0] * 9)
-    score = np.asarray([0.5, *np.linspace(0.1, 0.9, 9)])
-    lesions = [str(k) for k in range(10)]
-    with caplog.at_level(logging.WARNING):
-        found = clustered_bootstrap(label, lesions, score, num_bootstrap=400, seed=0)
-    assert found["replicates"] + found["dropped"] == 400
-    # The one melanoma is missed with probability 0.9 ** 10 = 0.35.
-    assert 0.25 < found["dropped"] / 400 < 0.45
-    assert f"{found['dropped']} of 400" in caplog.text
-    assert np.isfinite([found["roc_auc"]["low"], found["pr_auc"]["high"]]).all()
-
-
-def test_constant_and_perfect_scores_have_defined_answers() -> None:
-    label, lesions = np.asarray([0, 1] * 10), [str(k) for k in range(20)]
-    constant = clustered_bootstrap(
-        label, lesions, np.full(20, 0.4), num_bootstrap=50, seed=0
-    )
-    assert constant["roc_auc"] == {"value": 0.5, "low": 0.5, "high": 0.5}
-    assert constant["pr_auc"]["value"] == 0.5
-    perfect = clustered_bootstrap(label, lesions, label, num_bootstrap=50, seed=0)
-    assert perfect["roc_auc"] == perfect["pr_auc"]
-    assert perfect["roc_auc"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-
-
-def test_mistakes_are_user_errors() -> None:
+def test_degenerate_areas_have_defined_answers() -> None:
+    perfect = auc_interval([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])
+    assert perfect == {"value": 1, "low": 1, "high": 1}
+    lonely = auc_interval([0, 0, 1], [0.1, 0.2, 0.8])
+    assert lonely == {"value": 1, "low": 0, "high": 1}
+    constant = auc_interval([0, 1] * 5, [0.5] * 10)
+    assert constant["value"] == 0.5
+    same = auc_difference([0, 1] * 5, [0.5] * 10, [0.4] * 10)
+    assert same == {"difference": 0, "low": 0, "high": 0, "p": 1}
     with pytest.raises(UserError, match="none of the 2 images is a melanoma"):
-        clustered_bootstrap([0, 0], ["a", "b"], [0.1, 0.2], num_bootstrap=5, seed=0)
-    with pytest.raises(UserError, match="all 2 images are melanomas"):
-        clustered_bootstrap([1, 1], ["a", "b"], [0.1, 0.2], num_bootstrap=5, seed=0)
-    with pytest.raises(UserError, match="num_bootstrap is 0"):
-        clustered_bootstrap([0, 1], ["a", "b"], [0.1, 0.2], num_bootstrap=0, seed=0)
+        auc_interval([0, 0], [0.1, 0.2])
 
 
-def test_two_thousand_replicates_of_a_test_set_take_seconds() -> None:
-    label, lesions, score = synthetic(1500, num_lesions=1100, seed=12)
-    start = time.perf_counter()
-    clustered_bootstrap(label, lesions, score, num_bootstrap=2000, seed=0)
-    # 0.4 s on one core; the bound leaves room for a busy machine.
-    assert time.perf_counter() - start < 10
+def test_mcnemar_by_the_binomial_and_by_hand() -> None:
+    only_a, only_b = 12, 4
+    right_a = np.repeat([True, False, True, False], [only_a, only_b, 30, 7])
+    right_b = np.repeat([False, True, True, False], [only_a, only_b, 30, 7])
+    exact = binomtest(only_a, only_a + only_b).pvalue
+    assert mcnemar_p(right_a, right_b) == pytest.approx(exact)
+    assert mcnemar_p(right_a, right_a) == 1
+    # Three lesions: surpluses 2, 1 and -1, so (2 + 1 - 1)^2 / (4 + 1 + 1) = 4 / 6.
+    p = mcnemar_p(
+        np.array([True, True, True, False]),
+        np.array([False, False, False, True]),
+        ["x", "x", "y", "z"],
+    )
+    assert p == pytest.approx(chi2.sf(4 / 6, 1))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from mela_jax.errors import UserError
@@ -11,6 +12,8 @@ from mela_jax.evaluation.operating_point import (
     Confusion,
     choose_threshold,
     confusion,
+    guarantee_threshold,
+    lesions_needed,
 )
 
 # Few distinct scores, so that ties within and across the classes are common.
@@ -97,3 +100,132 @@ def test_mistakes_are_user_errors() -> None:
             choose_threshold([0, 1], [0.1, 0.2], target=target)
     with pytest.raises(UserError, match="not a number"):
         choose_threshold([0, 1], [0.1, float("nan")], target=0.95)
+
+
+def test_the_known_numbers_of_melanomas_for_a_guarantee() -> None:
+    # 0.95 ** 45 = 0.0994 and 0.95 ** 44 = 0.1047; "59 for 95/95" is folklore.
+    assert lesions_needed(target=0.95, delta=0.1) == 45
+    assert lesions_needed(target=0.95, delta=0.05) == 59
+    assert lesions_needed(target=0.9, delta=0.1) == 22
+    assert lesions_needed(target=0.5, delta=0.5) == 1
+    for target, delta in ((0, 0.1), (1, 0.1), (0.95, 0), (0.95, 1)):
+        with pytest.raises(UserError, match="not in"):
+            lesions_needed(target=target, delta=delta)
+
+
+def test_a_guarantee_with_too_few_melanomas_says_what_could_be() -> None:
+    for units in (1, 44):
+        found = guarantee_threshold([1] * units + [0], [0.5] * (units + 1))
+        assert found.threshold is None
+        assert found.lower_bound is None
+        assert (found.units, found.units_needed) == (units, 45)
+        assert found.most == pytest.approx(0.1 ** (1 / units))
+    enough = guarantee_threshold([1] * 45, np.linspace(0.1, 0.9, 45))
+    assert enough.threshold == pytest.approx(0.1)
+    assert enough.allowed_misses == 0
+
+
+def test_the_guaranteed_threshold_is_the_largest_that_passes_the_exact_test() -> None:
+    rng = np.random.default_rng(0)
+    for n in (45, 77, 100, 213):
+        label = np.append(np.ones(n), np.zeros(20))
+        score = np.round(rng.random(n + 20), 2)  # ties
+        found = guarantee_threshold(label, score, target=0.95, delta=0.1)
+        passing = []
+        # In the fixed sequence, until the first that fails.
+        for t in sorted(set(score[:n])):
+            misses = int(np.sum(score[:n] < t))
+            # P(so few misses) if the sensitivity were just 95 %.
+            if binom.cdf(misses, n, 0.05) > 0.1:
+                break
+            passing.append(t)
+        assert found.threshold == passing[-1]
+        assert found.lower_bound is not None
+        assert found.lower_bound >= 0.95
+
+
+def test_a_lesion_counts_once_with_its_lowest_score() -> None:
+    rng = np.random.default_rng(1)
+    score = rng.random(80)
+    low = score * 0.5
+    lesions = [str(k) for k in range(80)]
+    by_lesion = guarantee_threshold(
+        [1] * 160, np.concatenate([score, low]), lesions * 2
+    )
+    assert by_lesion == guarantee_threshold([1] * 80, low, lesions)
+    # Copies bring no confidence, although by image they seem to.
+    assert by_lesion.units == 80
+    assert guarantee_threshold([1] * 160, np.tile(low, 2)).units == 160
+
+
+def drawn_sensitivities(
+    *, units: int, delta: float, per_lesion: int = 1, digits: int | None = None
+) -> np.ndarray:
+    """Return true sensitivities of thresholds from 2,000 draws of validation.
+
+    The score of a melanoma image is uniform, so the true sensitivity of a threshold is
+    known; images of a lesion share most of their score.
+    """
+    rng = np.random.default_rng([units, per_lesion])
+    found = []
+    for _ in range(2000):
+        common = rng.random(units)
+        if per_lesion == 1:
+            score = common
+        else:
+            # Each image of a lesion takes the lesion's score, or now and then its own:
+            # uniform all the same.
+            own = rng.random((per_lesion, units))
+            score = np.where(rng.random((per_lesion, units)) < 0.8, common, own).ravel()
+        if digits is not None:
+            score = np.round(score, digits)
+        lesions = [str(k) for k in range(units)] * per_lesion
+        guarantee = guarantee_threshold(
+            np.ones(score.size), score, lesions, target=0.95, delta=delta
+        )
+        assert guarantee.threshold is not None
+        threshold = guarantee.threshold
+        # P(score >= t) for uniform scores; rounded ones are flagged from half a step
+        # below.
+        step = 0 if digits is None else 0.5 * 10**-digits
+        found.append(1 - max(threshold - step, 0))
+    return np.asarray(found)
+
+
+@pytest.mark.parametrize(
+    ("units", "delta", "per_lesion", "digits"),
+    [
+        (45, 0.1, 1, None),
+        (150, 0.05, 1, None),
+        (150, 0.1, 1, 2),
+        (90, 0.1, 3, None),
+    ],
+)
+def test_coverage_of_the_guarantee_in_2000_draws(
+    units: int, delta: float, per_lesion: int, digits: int | None
+) -> None:
+    true = drawn_sensitivities(
+        units=units, delta=delta, per_lesion=per_lesion, digits=digits
+    )
+    violations = float(np.mean(true < 0.95))
+    if per_lesion == 1 and digits is None:
+        # P(the (k+1)-th lowest of `units` uniform scores lies above 0.05), exactly.
+        misses = guarantee_threshold(
+            np.ones(units), np.arange(units) / units, target=0.95, delta=delta
+        ).allowed_misses
+        exact = binom.cdf(misses, units, 0.05)
+        assert exact <= delta
+        noise = np.sqrt(exact * (1 - exact) / 2000)
+        assert violations == pytest.approx(exact, abs=4 * noise)
+    # The allowance is the noise of 2,000 draws, three standard errors.
+    assert violations <= delta + 3 * np.sqrt(delta * (1 - delta) / 2000)
+
+
+def test_the_empirical_threshold_promises_no_such_thing() -> None:
+    # What the guarantee is for: half of all validation sets mislead.
+    rng = np.random.default_rng(2)
+    true = [
+        1 - choose_threshold(np.ones(100), rng.random(100), target=0.95)
+        for _ in range(2000)
+    ]
+    assert np.mean(np.asarray(true) < 0.95) > 0.3

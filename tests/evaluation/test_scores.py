@@ -15,6 +15,8 @@ from mela_jax.errors import UserError
 from mela_jax.evaluation.scores import (
     Predictions,
     check_binary,
+    join_details,
+    pool,
     read_predictions,
     write_predictions,
 )
@@ -72,8 +74,8 @@ def test_other_columns_and_order_do_not_matter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no column image_id, lesion_id, label, score"),
-        ("image_id,label,score\na,1,0.5\n", "no column lesion_id"),
+        ("", "no column image_id, label, score"),
+        ("image_id,lesion_id,label\na,x,1\n", "no column score"),
         (HEADER, "no rows"),
         (HEADER + "a,a,1,0.5\nb,b,0,nan\n", "row 3: score 'nan'"),
         (HEADER + "a,a,1,inf\n", "row 2: score 'inf'"),
@@ -165,3 +167,55 @@ def test_unfit_names_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         Predictions(images, lesions, np.asarray([0, 1]), np.asarray([0.1, 0.2]))
+
+
+def test_details_are_kept_cleaned_and_written(tmp_path: Path) -> None:
+    text = (
+        "image_id,label,score,sex,age,camera\na,1,0.5,unknown,55.0,x\nb,0,0.1,nan,,y\n"
+    )
+    found = read_predictions(write(tmp_path, text))
+    # Without lesion_id every image is a lesion; of sex nothing is known.
+    assert found.lesion_id == ["a", "b"]
+    assert not found.repeats_lesions
+    assert found.details == {"age": ["55.0", ""]}
+    path = tmp_path / "again.csv"
+    write_predictions(path, found)
+    assert path.read_text().splitlines()[0] == "image_id,lesion_id,label,score,age"
+    assert read_predictions(path).details == found.details
+
+
+def test_an_age_must_be_years(tmp_path: Path) -> None:
+    for age in ("old", "-1", "200"):
+        text = f"image_id,label,score,age\na,1,0.5,{age}\n"
+        with pytest.raises(UserError, match=f"student_val.csv: age '{age}' of a"):
+            read_predictions(write(tmp_path, text))
+
+
+def test_pooling_keeps_every_image_once() -> None:
+    a = Predictions(["a", "b"], ["x", "y"], np.array([0, 1]), np.array([0.1, 0.9]))
+    b = Predictions(["c"], ["z"], np.array([1]), np.array([0.4]), {"sex": ["female"]})
+    both = pool([a, b])
+    assert both.image_id == ["a", "b", "c"]
+    assert both.score.tolist() == [0.1, 0.9, 0.4]
+    assert both.details == {"sex": ["", "", "female"]}
+    with pytest.raises(UserError, match="occurs twice"):
+        pool([a, a])
+
+
+def test_metadata_is_joined_by_image(tmp_path: Path) -> None:
+    held = Predictions(["a", "b"], ["a", "b"], np.array([0, 1]), np.array([0.1, 0.9]))
+    table = tmp_path / "metadata.csv"
+    table.write_text(
+        "lesion_id,image_id,dx,age\nl1,b,mel,50\nl1,a,nv,\nl2,other,nv,3\n"
+    )
+    found = join_details(held, table)
+    assert found.lesion_id == ["l1", "l1"]
+    assert found.details == {"dx": ["nv", "mel"], "age": ["", "50"]}
+    for text, message in (
+        ("image_id,dx\na,nv\n", "1 of 2 scored images are not in it .b."),
+        ("image_id,dx\na,nv\na,nv\nb,nv\n", "occurs twice"),
+        ("name\na\n", "no column image_id"),
+    ):
+        table.write_text(text)
+        with pytest.raises(UserError, match=message):
+            join_details(held, table)

@@ -1,0 +1,392 @@
+"""Find images that are in two places at once, across splits and data sets.
+
+Usage::
+
+    python -m mela_jax.data.leakage FOLDER [FOLDER ...] [--splits=splits.csv ...]
+
+A test set that shares a lesion with training flatters the model. Three kinds of leak
+are looked for: one ``lesion_id`` in two places, identical files, and near-duplicates by
+perceptual hash. A place is a folder, or with ``--splits`` a split: the same split of
+two folders is one place, since a model may learn from both. Exit status: 0 nothing
+found, 1 leaks found, 2 the audit could not be made.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imagehash
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from mela_jax.atomic import write_atomically
+from mela_jax.data.image_io import EXTENSIONS
+from mela_jax.errors import UserError
+
+CLEAN, LEAKS, CANNOT_RUN = 0, 1, 2
+
+# 16 x 16 = 256 bits: 64, the default of the library, call many moles the same.
+HASH_SIZE = 16
+# Of 256 bits; see docs/evaluation.md for how it was chosen.
+MAX_DISTANCE = 24
+# Lines shown of each kind of leak; --output has them all.
+SHOWN = 10
+# Pairs compared at once: 4 words of 64 bits each.
+_CHUNK = 1 << 22
+
+_OTHER_FOLDER = ("segmentation", "mask", "__macosx")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file and where it belongs.
+
+    Attributes:
+        path: the file.
+        image_id: its name without extension.
+        place: folder or split.
+        lesion_id: from a table beside the images; "" where unknown.
+    """
+
+    path: Path
+    image_id: str
+    place: str
+    lesion_id: str
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Something that two places share.
+
+    Attributes:
+        kind: "lesion", "file" or "near".
+        what: lesion_id; "" for files.
+        places: the two or more places.
+        images: some of the files, at least one from each place.
+        distance: bits in which two hashes differ; 0 for other kinds.
+    """
+
+    kind: str
+    what: str
+    places: tuple[str, ...]
+    images: tuple[str, ...]
+    distance: int = 0
+
+
+def list_pictures(
+    folders: Sequence[str | os.PathLike[str]], splits: Mapping[str, str]
+) -> list[Picture]:
+    """List the images below folders, masks left out, with lesion and place.
+
+    Args:
+        folders: each with images at any depth and, where known, CSV tables at its top
+            with the columns image_id and lesion_id (ISIC: image and lesion_id).
+        splits: lesion_id or image_id -> split; empty: each folder is a place.
+
+    Raises:
+        UserError: a folder is missing or holds no image, one is given twice, tables
+            disagree, or an image is in no split.
+    """
+    pictures: list[Picture] = []
+    seen: dict[str, str] = {}
+    for folder in folders:
+        root = Path(folder).expanduser()
+        if not root.is_dir():
+            raise UserError(f"{folder}: there is no such folder")
+        real = os.path.realpath(root)
+        if real in seen:
+            raise UserError(
+                f"{folder} is the same folder as {seen[real]}; give it once"
+            )
+        seen[real] = str(folder)
+        lesions = _read_lesions(root)
+        found = list(_images_below(root))
+        if not found:
+            raise UserError(f"{folder}: there are no images in it")
+        for path in found:
+            lesion = lesions.get(path.stem, "")
+            place = str(folder)
+            if splits:
+                place = splits.get(lesion) or splits.get(path.stem) or ""
+            if not place:
+                raise UserError(
+                    f"{path}: neither its image_id nor its lesion_id is in --splits"
+                )
+            pictures.append(Picture(path, path.stem, place, lesion))
+    return pictures
+
+
+def shared_lesions(pictures: Sequence[Picture]) -> list[Leak]:
+    """Return the lesions of which two places have images."""
+    groups: dict[str, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        if picture.lesion_id:
+            groups[picture.lesion_id].append(picture)
+    return [
+        leak for name in sorted(groups) for leak in _leaks("lesion", name, groups[name])
+    ]
+
+
+def identical_files(pictures: Sequence[Picture]) -> list[Leak]:
+    """Return the files that are in two places, byte for byte (SHA-256).
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    groups: dict[str, list[Picture]] = defaultdict(list)
+    by_size: dict[int, list[Picture]] = defaultdict(list)
+    try:
+        for picture in pictures:
+            by_size[picture.path.stat().st_size].append(picture)
+        for same_size in by_size.values():
+            if len({p.place for p in same_size}) > 1:
+                for picture in same_size:
+                    digest = hashlib.sha256(picture.path.read_bytes()).hexdigest()
+                    groups[digest].append(picture)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    return [leak for group in groups.values() for leak in _leaks("file", "", group)]
+
+
+def perceptual_hash(path: Path) -> npt.NDArray[np.uint64]:
+    """Return the pHash of an image's centre square, uint64 [HASH_SIZE**2 / 64].
+
+    pHash (Zauner 2010) keeps the signs of the lowest frequencies: it survives
+    rescaling, recompression and small changes of light, not rotation or another crop.
+    The centre square makes a photograph and its centre crop the same picture.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({error})") from error
+    side = min(upright.size)
+    square = ImageOps.fit(upright, (side, side))
+    bits = imagehash.phash(square, hash_size=HASH_SIZE).hash
+    return np.packbits(bits.ravel()).view(np.uint64)
+
+
+def near_duplicates(
+    pictures: Sequence[Picture],
+    hashes: npt.NDArray[np.uint64],
+    *,
+    max_distance: int,
+) -> list[Leak]:
+    """Return pairs from two places whose hashes differ in few bits, the closest first.
+
+    Args:
+        pictures: N images.
+        hashes: uint64 [N, W], from `perceptual_hash`.
+        max_distance: largest number of differing bits.
+    """
+    places = np.unique([p.place for p in pictures], return_inverse=True)[1]
+    total = len(pictures)
+    rows = max(1, _CHUNK // max(1, total))
+    leaks = []
+    for start in range(0, total, rows):
+        block = hashes[start : start + rows]
+        distance = np.zeros((len(block), total), np.int16)
+        for word in range(hashes.shape[1]):
+            differing = block[:, word, None] ^ hashes[None, :, word]
+            distance += np.bitwise_count(differing)
+        later = np.arange(total)[None] > np.arange(start, start + len(block))[:, None]
+        apart = places[start : start + rows, None] != places[None]
+        for i, j in zip(
+            *np.nonzero((distance <= max_distance) & later & apart), strict=True
+        ):
+            a, b = pictures[start + i], pictures[j]
+            leaks.append(
+                Leak(
+                    "near",
+                    "",
+                    (a.place, b.place),
+                    (str(a.path), str(b.path)),
+                    int(distance[i, j]),
+                )
+            )
+    return sorted(leaks, key=lambda leak: (leak.distance, leak.images))
+
+
+def audit(
+    pictures: Sequence[Picture], *, max_distance: int = MAX_DISTANCE
+) -> list[Leak]:
+    """Return every leak between places: lesions, then files, then near-duplicates.
+
+    A pair of identical files is not told again as near-duplicates.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    files = identical_files(pictures)
+    hashes = np.stack(
+        [
+            perceptual_hash(p.path)
+            for p in tqdm(pictures, unit="image", desc="hashing", disable=None)
+        ]
+    )
+    same = {image for leak in files for image in leak.images}
+    near = [
+        leak
+        for leak in near_duplicates(pictures, hashes, max_distance=max_distance)
+        if leak.distance or not set(leak.images) <= same
+    ]
+    return [*shared_lesions(pictures), *files, *near]
+
+
+def _leaks(kind: str, what: str, group: Sequence[Picture]) -> Iterator[Leak]:
+    places = sorted({p.place for p in group})
+    if len(places) > 1:
+        yield Leak(kind, what, tuple(places), tuple(str(p.path) for p in group))
+
+
+def _images_below(root: Path) -> Iterator[Path]:
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(
+            s
+            for s in subfolders
+            if not s.startswith(".") and not any(o in s.lower() for o in _OTHER_FOLDER)
+        )
+        for name in sorted(files):
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield Path(folder, name)
+
+
+def _read_lesions(root: Path) -> dict[str, str]:
+    """Read image -> lesion from the tables at the top of a folder."""
+    lesions: dict[str, str] = {}
+    for table in sorted(root.glob("*.csv")):
+        for row in _rows(table):
+            image = row.get("image_id") or row.get("image") or ""
+            lesion = row.get("lesion_id") or ""
+            if image and lesion and lesions.setdefault(image, lesion) != lesion:
+                raise UserError(
+                    f"{table}: {image} is of {lesion}, elsewhere of {lesions[image]}"
+                )
+    return lesions
+
+
+def _read_splits(paths: Sequence[str]) -> dict[str, str]:
+    """Read lesion_id and image_id -> split from one or more splits.csv."""
+    splits: dict[str, str] = {}
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"--splits={path}: there is no such file")
+        for row in _rows(Path(path)):
+            if not row.get("image_id") or not row.get("split"):
+                raise UserError(f"{path}: the columns image_id and split are needed")
+            for name in (row.get("lesion_id"), row["image_id"]):
+                if name and splits.setdefault(name, row["split"]) != row["split"]:
+                    raise UserError(
+                        f"{path}: {name} is in the splits {splits[name]} and "
+                        f"{row['split']}"
+                    )
+    return splits
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return list(csv.DictReader(file, restval=""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a CSV ({error})") from error
+
+
+def _describe(leak: Leak) -> str:
+    where = " | ".join(leak.places)
+    files = ", ".join(leak.images[:4])
+    if leak.kind == "lesion":
+        return f"lesion {leak.what} in {where}: {files}"
+    if leak.kind == "file":
+        return f"identical in {where}: {files}"
+    return f"{leak.distance} of {HASH_SIZE**2} bits apart, in {where}: {files}"
+
+
+def _summary(pictures: Sequence[Picture], leaks: Sequence[Leak]) -> dict[str, Any]:
+    counts: dict[str, int] = defaultdict(int)
+    for picture in pictures:
+        counts[picture.place] += 1
+    return {
+        "images": dict(counts),
+        "without_lesion_id": sum(not p.lesion_id for p in pictures),
+        **{
+            name: sum(leak.kind == kind for leak in leaks)
+            for kind, name in (
+                ("lesion", "shared_lesions"),
+                ("file", "identical_files"),
+                ("near", "near_duplicates"),
+            )
+        },
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the audit and return its exit status: 0 clean, 1 leaks, 2 refused.
+
+    Args:
+        arguments: the words after the program's name; those of the process when None.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m mela_jax.data.leakage",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="image folders")
+    parser.add_argument(
+        "--splits",
+        action="append",
+        default=[],
+        metavar="CSV",
+        help="image_id,lesion_id,split, such as a run's splits.csv; may be repeated",
+    )
+    parser.add_argument(
+        "--max-distance",
+        type=int,
+        default=MAX_DISTANCE,
+        metavar="BITS",
+        help=f"of {HASH_SIZE**2}; hashes this near are duplicates (default: "
+        "%(default)s)",
+    )
+    parser.add_argument("--output", metavar="JSON", help="write every leak there")
+    options = parser.parse_args(arguments)
+    try:
+        splits = _read_splits(options.splits)
+        if len(options.folders) < 2 and not splits:
+            raise UserError("one folder is one place: give two, or --splits")
+        pictures = list_pictures(options.folders, splits)
+        leaks = audit(pictures, max_distance=options.max_distance)
+        summary = _summary(pictures, leaks)
+        if options.output:
+            content = {"summary": summary, "leaks": [vars(leak) for leak in leaks]}
+            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+            write_atomically(options.output, text.encode("utf-8", "surrogateescape"))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return CANNOT_RUN
+    for place, count in summary["images"].items():
+        print(f"{count} images in {place}")
+    if summary["without_lesion_id"]:
+        print(f"{summary['without_lesion_id']} images have no lesion_id")
+    for name in ("shared_lesions", "identical_files", "near_duplicates"):
+        kind = {"shared_lesions": "lesion", "identical_files": "file"}.get(name, "near")
+        print(f"{name.replace('_', ' ')}: {summary[name]}")
+        for leak in [leak for leak in leaks if leak.kind == kind][:SHOWN]:
+            print(f"  {_describe(leak)}")
+    return LEAKS if leaks else CLEAN
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""Whether a score of 30 % means 30 %, and the map that makes it so.
+
+The map is `sigmoid(a * logit + b)` with a > 0, fitted on validation. It keeps the order
+of all scores, so the operating point, mapped by the same function, decides as before.
+"""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import statsmodels.api as sm
+from scipy.special import expit, logit
+from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
+
+from mela_jax.atomic import write_atomically
+from mela_jax.errors import UserError
+from mela_jax.evaluation.intervals import FloatArray, IntArray, Interval, wilson
+from mela_jax.evaluation.scores import Predictions, check_binary
+
+# Scores of exactly 0 and 1 have no logit; they are moved this far inside.
+EDGE = 1e-12
+NUM_BINS = 15
+_FIELDS = ("method", "a", "b", "threshold", "calibrated_threshold")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The map from a model's logit to a calibrated probability, and its threshold.
+
+    Attributes:
+        method: "platt", "temperature", or "none" (a = 1, b = 0).
+        a: slope, > 0; one over the temperature.
+        b: intercept; 0 for "temperature" and "none".
+        threshold: frozen operating point on the model's own score.
+        calibrated_threshold: the same point on the calibrated probability.
+    """
+
+    method: str
+    a: float
+    b: float
+    threshold: float
+    calibrated_threshold: float
+
+    def probability(self, logits: npt.ArrayLike) -> FloatArray:
+        """Return the calibrated P(melanoma) float64, of logits of any shape."""
+        return expit(self.a * np.asarray(logits, dtype=np.float64) + self.b)
+
+
+def read_calibration(path: str | os.PathLike[str]) -> Calibration:
+    """Read a calibration.json, as it lies beside a model's weights.
+
+    Raises:
+        UserError: it is absent or damaged, or a is not above 0.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        calibration = Calibration(
+            str(found["method"]), *(float(found[name]) for name in _FIELDS[1:])
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: is not a calibration.json ({error!r}); repeat the command that "
+            "made the report"
+        ) from error
+    fits = calibration.a > 0 and all(
+        math.isfinite(getattr(calibration, name)) for name in _FIELDS[1:]
+    )
+    if not fits:
+        raise UserError(f"{path}: a must be above 0 and all numbers finite")
+    return calibration
+
+
+def write_calibration(
+    path: str | os.PathLike[str], calibration: Calibration, *, about: dict[str, Any]
+) -> None:
+    """Write a calibration.json: the map, and what it was fitted on.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    content = {
+        **asdict(calibration),
+        "formula": "P(melanoma) = 1 / (1 + exp(-(a * logit + b)))",
+        **about,
+    }
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode("utf-8"))
+
+
+def to_logit(scores: npt.ArrayLike) -> FloatArray:
+    """Return the logits of scores in [0, 1]; 0 and 1 are moved `EDGE` inside."""
+    return logit(np.clip(np.asarray(scores, dtype=np.float64), EDGE, 1 - EDGE))
+
+
+def fit_calibration(
+    labels: npt.ArrayLike, scores: npt.ArrayLike, *, method: str, threshold: float
+) -> Calibration | None:
+    """Fit the map on validation by maximum likelihood.
+
+    "platt" fits a and b (Platt 1999), "temperature" a alone (Guo et al. 2017,
+    arXiv:1706.04599). Both with Platt's smoothed targets, (positives + 1) / (positives
+    + 2) and 1 / (negatives + 2), which keep the fit finite where the classes are
+    perfectly apart. "none" leaves the score as it is.
+
+    Args:
+        labels: [N] of 0 and 1, both present.
+        scores: [N] in [0, 1], from validation.
+        method: "platt", "temperature" or "none".
+        threshold: frozen operating point, to be mapped along.
+
+    Returns:
+        The calibration, or None where none keeps the order: scores that are constant
+        or do not rise with melanoma would want a <= 0.
+
+    Raises:
+        UserError: unfit labels or scores.
+        ValueError: another method.
+    """
+    label, score = check_binary(labels, scores)
+    if method == "none":
+        return Calibration("none", 1.0, 0.0, threshold, threshold)
+    if method not in ("platt", "temperature"):
+        raise ValueError(f"calibration {method!r}")
+    x = to_logit(score)
+    positives, negatives = int(label.sum()), int((1 - label).sum())
+    target = np.where(
+        label == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2)
+    )
+    if np.ptp(x) == 0:
+        return None
+    exog = sm.add_constant(x) if method == "platt" else x[:, None]
+    with warnings.catch_warnings():
+        # The smoothed targets keep the fit finite where the classes are apart.
+        warnings.simplefilter("ignore", PerfectSeparationWarning)
+        fitted = sm.GLM(target, exog, family=sm.families.Binomial()).fit(tol=1e-12)
+    a = float(fitted.params[-1])
+    b = float(fitted.params[0]) if method == "platt" else 0.0
+    if not (math.isfinite(a) and math.isfinite(b) and a > 0):
+        return None
+    mapped = float(expit(a * to_logit([threshold])[0] + b))
+    return Calibration(method, a, b, threshold, mapped)
+
+
+def calibrate(calibration: Calibration, scores: npt.ArrayLike) -> FloatArray:
+    """Return calibrated probabilities float64 [N] of scores [N] in [0, 1]."""
+    return calibration.probability(to_logit(scores))
+
+
+def adaptive_bins(
+    scores: npt.NDArray[np.float64], *, num_bins: int = NUM_BINS
+) -> IntArray:
+    """Return the bin of each score: equal counts by rank, ties kept together.
+
+    The sorted scores are cut as `numpy.array_split` cuts; tied scores go where the
+    first of them falls.
+
+    Args:
+        scores: [N].
+        num_bins: >= 1.
+
+    Returns:
+        int64 [N] in [0, num_bins).
+    """
+    sizes = [len(part) for part in np.array_split(np.arange(scores.size), num_bins)]
+    bin_of_rank = np.repeat(np.arange(num_bins), sizes)
+    ordered = np.sort(scores)
+    return bin_of_rank[np.searchsorted(ordered, scores, side="left")]
+
+
+def calibration_figures(
+    split: Predictions, probabilities: npt.NDArray[np.float64]
+) -> dict[str, Any]:
+    """Return how well probabilities agree with what was found.
+
+    Args:
+        split: labels and lesions.
+        probabilities: float64 [N] in [0, 1], in the order of `split`.
+
+    Returns:
+        "ece": expected calibration error over `NUM_BINS` bins of equal counts, the
+        mean over images of the bin's |share of melanomas - mean probability|
+        (Naeini et al. 2015; adaptive bins of Nixon et al. 2019, arXiv:1904.01685).
+        "brier": mean squared error (Brier 1950); "brier_of_prevalence": that of saying
+        the prevalence to everyone.
+        "intercept": calibration in the large, b of sigmoid(logit + b), 0 is ideal;
+        "slope": a of sigmoid(a * logit + b'), 1 is ideal (Cox 1958; Van Calster et al.
+        2019, doi:10.1186/s12916-019-1466-7); each with a Wald interval, by lesion where
+        images repeat one; value None where it is undefined or infinite.
+        "bins": for the reliability diagram.
+    """
+    label = split.label
+    of_image = adaptive_bins(probabilities)
+    bins = []
+    for number in np.unique(of_image):
+        held = of_image == number
+        share = wilson(int(label[held].sum()), int(held.sum()))
+        bins.append(
+            {
+                "n": int(held.sum()),
+                "mean_probability": float(probabilities[held].mean()),
+                "observed": share,
+            }
+        )
+    gaps = [b["n"] * abs(b["observed"]["value"] - b["mean_probability"]) for b in bins]
+    prevalence = float(label.mean())
+    x = to_logit(probabilities)
+    groups = np.unique(split.lesion_id, return_inverse=True)[1]
+    clustered = groups if split.repeats_lesions else None
+    return {
+        "ece": float(sum(gaps) / label.size),
+        "brier": float(np.mean((probabilities - label) ** 2)),
+        "brier_of_prevalence": prevalence * (1 - prevalence),
+        "intercept": _coefficient(label, np.ones((label.size, 1)), x, clustered),
+        "slope": _coefficient(label, sm.add_constant(x), None, clustered)
+        if np.ptp(x) > 0
+        else _UNDEFINED,
+        "bins": bins,
+    }
+
+
+_UNDEFINED: dict[str, float | None] = {"value": None, "low": None, "high": None}
+
+
+def _coefficient(
+    label: IntArray,
+    exog: FloatArray,
+    offset: FloatArray | None,
+    groups: Sequence[int] | None,
+) -> Interval | dict[str, float | None]:
+    """Return the last coefficient of a logistic regression with its interval."""
+    with warnings.catch_warnings():
+        # Perfectly separated classes have no finite slope: said below, by None.
+        warnings.simplefilter("ignore", PerfectSeparationWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        model = sm.GLM(label, exog, family=sm.families.Binomial(), offset=offset)
+        if groups is None:
+            fitted = model.fit(tol=1e-10)
+        else:
+            fitted = model.fit(
+                tol=1e-10, cov_type="cluster", cov_kwds={"groups": groups}
+            )
+        value = float(fitted.params[-1])
+        low, high = (float(limit) for limit in fitted.conf_int()[-1])
+    # Where the classes are apart the iterations run away, and so does the error.
+    if not fitted.converged or not all(map(math.isfinite, (value, low, high))):
+        return _UNDEFINED
+    if high - low > 1e3:
+        return _UNDEFINED
+    return {"value": value, "low": low, "high": high}

@@ -1,0 +1,83 @@
+"""Thumbnails for the contact sheet: small enough to be embedded in the report."""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mela_jax.errors import UserError
+from mela_jax.evaluation.page import DIAGNOSES, Thumbnail
+from mela_jax.evaluation.subgroups import UNKNOWN
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# Side of a thumbnail in pixels.
+SIDE = 160
+# False alarms shown; missed melanomas are all shown.
+MAX_ALARMS = 24
+
+
+def find_images(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Return name without extension -> path of every image below a folder.
+
+    Raises:
+        UserError: there is no such folder, or no image in it.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"--images={folder}: there is no such folder")
+    found = {
+        path.stem: path
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() in EXTENSIONS
+    }
+    if not found:
+        raise UserError(f"--images={folder}: there are no images in it")
+    return found
+
+
+def thumbnails(
+    rows: Sequence[Mapping[str, Any]], images: Mapping[str, Any]
+) -> list[Thumbnail]:
+    """Return a thumbnail for each row, in its order.
+
+    Args:
+        rows: "missed" or "false_alarms" of the figures.
+        images: image_id -> path; what is not there, or not readable, has no picture.
+    """
+    return [
+        Thumbnail(
+            row["image_id"],
+            _jpeg(images.get(row["image_id"])),
+            row["score"],
+            ", ".join(_notes(row)),
+        )
+        for row in rows
+    ]
+
+
+def _notes(row: Mapping[str, Any]) -> list[str]:
+    dx = row.get("dx")
+    notes = [DIAGNOSES.get(dx, dx)] if dx else []
+    if row.get("age"):
+        notes.append(f"{float(row['age']):g} y")
+    notes += [row[name] for name in ("sex", "localization") if row.get(name)]
+    return [note for note in notes if note != UNKNOWN]
+
+
+def _jpeg(path: Any) -> bytes | None:
+    """Return the middle of a picture as a small JPEG, upright."""
+    if path is None:
+        return None
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            small = ImageOps.fit(upright, (SIDE, SIDE))
+    except (OSError, UnidentifiedImageError, ValueError):
+        # The report is not to fail for a picture; the sheet says "no image".
+        return None
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

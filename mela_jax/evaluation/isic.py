@@ -1,0 +1,149 @@
+"""Scores in the CSV formats of the ISIC challenges.
+
+- 2018 and 2019: ``image,MEL,NV,BCC,...``, a confidence in [0, 1] for each diagnosis;
+- 2020: ``image_name,target``, P(melanoma);
+- 2017: ``image_id,melanoma,seborrheic_keratosis``;
+- 2016: two columns without a header, image and P(malignant).
+
+Ground truth has the same form with 0 and 1, in 2016 with benign and malignant.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mela_jax.atomic import write_atomically
+from mela_jax.errors import UserError
+from mela_jax.evaluation.scores import REQUIRED, Predictions, read_predictions
+
+# First column -> the column that is melanoma.
+_MELANOMA = {"image": "MEL", "image_name": "target", "image_id": "melanoma"}
+_WORDS = {"benign": 0.0, "malignant": 1.0}
+_HELP = (
+    f"give {','.join(REQUIRED)}, or an ISIC file: image,MEL,NV,... or "
+    "image_name,target or image_id,melanoma,... or two columns without a header"
+)
+
+
+def read_scores(
+    path: str | os.PathLike[str], truth: str | os.PathLike[str] | None = None
+) -> Predictions:
+    """Read scores of this project's form or, with a ground truth, of ISIC's.
+
+    Args:
+        path: the scores.
+        truth: ISIC ground truth of the same images; None where `path` has labels.
+
+    Raises:
+        UserError: a file is absent or of no known form, a value is out of range, or
+            images have scores and no truth, or the reverse.
+    """
+    if truth is None:
+        return read_predictions(path)
+    scores, labels = read_isic(path), read_isic(truth)
+    if set(scores) != set(labels):
+        example = min(set(scores) ^ set(labels))
+        raise UserError(
+            f"{path} and {truth} do not name the same images: "
+            f"{len(set(scores) - set(labels))} have a score only, "
+            f"{len(set(labels) - set(scores))} a label only ({example}); score all "
+            "images of the ground truth and no others"
+        )
+    for image_id, label in labels.items():
+        if label not in (0.0, 1.0):
+            raise UserError(f"{truth}: {image_id} has the label {label}, not 0 or 1")
+    return Predictions(
+        image_id=list(scores),
+        lesion_id=list(scores),
+        label=np.asarray([int(labels[image_id]) for image_id in scores]),
+        score=np.asarray(list(scores.values())),
+    )
+
+
+def read_isic(path: str | os.PathLike[str]) -> dict[str, float]:
+    """Read an ISIC CSV of scores or of ground truth.
+
+    Returns:
+        image -> P(melanoma), or 1 and 0, in the order of the file.
+
+    Raises:
+        UserError: the file is absent or of no known form, an image is named twice, or
+            a value is not in [0, 1].
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        rows = [row for row in csv.reader(text.splitlines()) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a CSV ({error})") from error
+    if not rows:
+        raise UserError(f"{path}: is empty; {_HELP}")
+    header = [name.strip() for name in rows[0]]
+    column = 1
+    first = 1
+    if header[0] in _MELANOMA:
+        wanted = _MELANOMA[header[0]]
+        if wanted not in header:
+            raise UserError(f"{path}: no column {wanted}; {_HELP}")
+        column = header.index(wanted)
+    elif len(header) == 2 and header[0].startswith("ISIC_"):
+        first = 0
+    else:
+        raise UserError(f"{path}: the header {','.join(header)} is unknown; {_HELP}")
+    found: dict[str, float] = {}
+    for number, row in enumerate(rows[first:], start=first + 1):
+        where = f"{path}: row {number}"
+        if len(row) <= column or not row[0].strip():
+            raise UserError(f"{where}: too short, or without a name")
+        image_id = row[0].strip()
+        if image_id in found:
+            raise UserError(f"{where}: {image_id} occurs twice; keep one of the two")
+        text = row[column].strip()
+        try:
+            value = _WORDS[text] if text in _WORDS else float(text)
+        except ValueError:
+            value = float("nan")
+        if not 0 <= value <= 1:
+            raise UserError(f"{where}: {text!r} is not a number from 0 to 1")
+        found[image_id] = value
+    if not found:
+        raise UserError(f"{path}: no rows below the header")
+    return found
+
+
+def write_isic(
+    path: str | os.PathLike[str],
+    image_ids: Sequence[str],
+    scores: Mapping[str, Sequence[float]],
+) -> None:
+    """Write an ISIC CSV of scores.
+
+    Args:
+        path: the file; replaced where it exists.
+        image_ids: N names.
+        scores: {"target": N scores} for the form of 2020; diagnoses in the order
+            wanted, {"MEL": ..., "NV": ..., ...}, for that of 2018 and 2019.
+
+    Raises:
+        UserError: lengths differ, a name occurs twice, a value is not in [0, 1], there
+            is neither "target" nor "MEL", or the file cannot be written.
+    """
+    if "target" not in scores and "MEL" not in scores:
+        raise UserError("an ISIC file needs scores of target, or of MEL and the others")
+    if len(set(image_ids)) != len(image_ids):
+        raise UserError("an image is named twice; score every image once")
+    for name, values in scores.items():
+        if len(values) != len(image_ids):
+            raise UserError(f"{len(values)} scores of {name}, {len(image_ids)} images")
+        if not all(0 <= value <= 1 for value in values):
+            raise UserError(f"a score of {name} is not a number from 0 to 1")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    first = "image_name" if "target" in scores else "image"
+    writer.writerow([first, *scores])
+    columns = [[repr(float(value)) for value in values] for values in scores.values()]
+    writer.writerows(zip(image_ids, *columns, strict=True))
+    write_atomically(path, text.getvalue().encode("utf-8"))

@@ -1,0 +1,286 @@
+"""The HTML report: one file, no network; words and figures here, layout in templates/.
+
+The template is Jinja2's with everything escaped; what it shows is worked out here.
+"""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from mela_jax.evaluation import words
+from mela_jax.evaluation.checklist import ABOUT, fill_checklist
+
+ROLES = {
+    "teacher": "Teacher",
+    "student": "Distilled student",
+    "baseline": "Undistilled student",
+    "model": "Model",
+    "other": "Other model",
+}
+# Whose figures lead the report: the first of these that was run.
+LEADERS = ("student", "baseline", "teacher", "model")
+
+RATES = ("sensitivity", "specificity", "ppv", "npv")
+BY = {
+    "age": "Age (years)",
+    "sex": "Sex",
+    "localization": "Body site",
+    "dx": "Diagnosis",
+    "dx_type": "How the diagnosis was made",
+    "source": "Image source",
+}
+DIAGNOSES = {
+    "akiec": "actinic keratosis or Bowen's disease",
+    "bcc": "basal cell carcinoma",
+    "bkl": "benign keratosis",
+    "df": "dermatofibroma",
+    "mel": "melanoma",
+    "nv": "nevus (mole)",
+    "vasc": "vascular lesion",
+    "histo": "histopathology-confirmed only",
+    "follow_up": "no change in follow-up",
+    "consensus": "expert consensus",
+    "confocal": "confocal microscopy",
+}
+# Diagnoses that are cancer, or become it, though they count as "not melanoma".
+OTHER_CANCERS = ("akiec", "bcc", "scc")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of the report.
+
+    Attributes:
+        title: what it shows.
+        caption: how to read it.
+        png: the picture.
+    """
+
+    title: str
+    caption: str
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        """The picture as a data URI."""
+        return data_uri(self.png, "image/png")
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A lesion on the contact sheet.
+
+    Attributes:
+        image_id: its name.
+        jpeg: the picture; None where it was not found.
+        score: P(melanoma).
+        note: what is known of it.
+    """
+
+    image_id: str
+    jpeg: bytes | None
+    score: float
+    note: str
+
+    @property
+    def uri(self) -> str | None:
+        """The picture as a data URI."""
+        return None if self.jpeg is None else data_uri(self.jpeg, "image/jpeg")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Return bytes as a data URI of a media type."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def model_label(name: str, models: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a model's name for tables and legends, such as "Teacher (resnet50)".
+
+    Args:
+        name: a key of `models`.
+        models: all models of the report; "name" is the architecture, if known.
+    """
+    role = ROLES.get(name, name.replace("_", " "))
+    known = models[name].get("name")
+    return f"{role} ({known})" if known else role
+
+
+def find_leader(models: Mapping[str, Any]) -> str:
+    """Return the model that the report is about."""
+    return next((name for name in LEADERS if name in models), next(iter(models)))
+
+
+def render(
+    metrics: Mapping[str, Any],
+    *,
+    plots: Mapping[str, Plot],
+    missed: Sequence[Thumbnail],
+    alarms: Sequence[Thumbnail],
+    about: Mapping[str, str],
+) -> str:
+    """Return report.html.
+
+    Args:
+        metrics: what metrics.json holds.
+        plots: name -> plot, in the order of the report.
+        missed: every missed melanoma of the leading model.
+        alarms: its most confident false alarms.
+        about: key of `checklist.ABOUT` -> text.
+    """
+    models = metrics["models"]
+    leader = find_leader(models)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mela_jax.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=words.percent,
+        target=words.target,
+        rate=words.rate,
+        number=words.number,
+        people=words.people,
+        of_hundred=words.of_hundred,
+        rest=words.rest,
+        amount=words.amount,
+        p_value=words.p_value,
+        dx=lambda name: DIAGNOSES.get(name, name),
+    )
+    test = models[leader]["test"]
+    return environment.get_template("report.html.j2").render(
+        metrics=metrics,
+        models=models,
+        labels={name: model_label(name, models) for name in models},
+        leader=leader,
+        model=models[leader],
+        test=test,
+        point=test["operating_point"],
+        shown=test["operating_point"]["by_lesion"],
+        grids=[_grid(test["operating_point"]["by_lesion"], name) for name in RATES[:2]],
+        on_target=_on_target(test, metrics["target_sensitivity"]),
+        guarantee=_guarantee(models[leader]),
+        comparisons=list(_comparisons(metrics["comparisons"], models)),
+        groups=_groups(test["subgroups"]),
+        rate_names=RATES,
+        by_names=BY,
+        other_cancers=OTHER_CANCERS,
+        plots=plots,
+        missed=missed,
+        alarms=alarms,
+        about=about,
+        asks=ABOUT,
+        checklist=fill_checklist(metrics, leader, about),
+        zero_width=[
+            name
+            for name, model in models.items()
+            if model["test"]["roc_auc"]["low"] == model["test"]["roc_auc"]["high"]
+        ],
+    )
+
+
+def _grid(shown: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return how many of a hundred dots are filled: right decisions first."""
+    filled = round(100 * shown[name]["value"])
+    # A single miss must not be rounded away.
+    if filled == 100 and shown[name]["value"] < 1:
+        filled = 99
+    return {"name": name, "right": filled, "wrong": 100 - filled}
+
+
+def _on_target(test: Mapping[str, Any], target: float) -> str:
+    """Say whether the sensitivity on the test set kept what was aimed at."""
+    figure = test["operating_point"]["by_lesion"]["sensitivity"]
+    value, low = figure["value"], figure["low"]
+    start = f"On the test set the sensitivity is {words.percent(value)}"
+    if value < target:
+        return f"{start}: below the target of {words.target(target)}."
+    if low < target:
+        return (
+            f"{start}, which reaches the target, but the interval goes down to "
+            f"{words.percent(low)}, so a true sensitivity below the target is not "
+            "ruled out."
+        )
+    return f"{start}, and its whole interval reaches the target."
+
+
+def _guarantee(model: Mapping[str, Any]) -> str | None:
+    """Say in words what validation lets one promise."""
+    found = model["guarantee"]
+    if found is None:
+        return None
+    confidence = words.target(1 - found["delta"])
+    target = words.target(found["target"])
+    lesions = f"{found['units']} melanoma lesion{'s' * (found['units'] != 1)}"
+    if found["threshold"] is None:
+        return (
+            f"Validation has {lesions}: too few to promise {target} sensitivity at "
+            f"{confidence} confidence. That takes {found['units_needed']} with no miss "
+            f"among them, {found['units_needed'] - found['units']} more. What these "
+            "could promise, flagging every one of them, is "
+            f"{words.percent(found['most'])}."
+        )
+    misses = found["allowed_misses"]
+    return (
+        f"Validation has {lesions}. At {confidence} confidence they allow "
+        f"{misses} miss{'es' * (misses != 1)}, which sets the guaranteed threshold at "
+        f"{found['threshold']:.4g}: for new lesions of the same kind the sensitivity "
+        f"is at least {target}, unless this validation set was one of the unlucky "
+        f"{words.target(found['delta'])}."
+    )
+
+
+def _comparisons(
+    comparisons: Mapping[str, Mapping[str, Any]], models: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield each comparison with a verdict in words."""
+    for name, found in comparisons.items():
+        a, b = (model_label(key, models) for key in name.split("_minus_"))
+        rows = []
+        for key, label in (
+            ("roc_auc", "ROC-AUC"),
+            ("specificity", "specificity"),
+            ("sensitivity", "sensitivity"),
+        ):
+            figure = found[key]
+            digits, scale = (4, 1) if key == "roc_auc" else (1, 100)
+            difference, low, high = (
+                words.signed(scale * figure[part], digits)
+                for part in ("difference", "low", "high")
+            )
+            unit = "" if key == "roc_auc" else " points"
+            better = "better" if figure["difference"] > 0 else "worse"
+            rows.append(
+                {
+                    "label": label,
+                    "difference": f"{difference}{unit}",
+                    "interval": f"{low} to {high}",
+                    "p": words.p_value(figure["p"]),
+                    "test": figure["test"],
+                    "verdict": f"{a} is {better}"
+                    if figure["shown"]
+                    else "no difference shown",
+                }
+            )
+        signs = [
+            found[key]["shown"] * (1 if found[key]["difference"] > 0 else -1)
+            for key in ("specificity", "sensitivity")
+        ]
+        yield {
+            "title": f"{a} minus {b}",
+            "replicates": found["roc_auc"]["replicates"],
+            "rows": rows,
+            "trade": signs[0] * signs[1] < 0,
+        }
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the rows of the subgroup table under their column."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["by"], []).append(row)
+    return groups
