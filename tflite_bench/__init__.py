@@ -1,1 +1,1 @@
-"""Latency of a phone file on the host and on Android. Not built yet."""
+"""Latency of a phone file on the host and on Android."""
