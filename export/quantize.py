@@ -31,15 +31,27 @@ MIN_CALIBRATION_IMAGES = 256
 # values to place a threshold on, which is why the last layers and the ends stay float.
 _FLOAT_OPERATIONS = (
     Operation.HARD_SWISH,
+    # Squeeze-and-excite averages and scales what hard-swish leaves in float: in int8
+    # these small operations are slower, and round once more.
+    Operation.SUM,
+    Operation.MUL,
+    Operation.RESHAPE,
     Operation.LOGISTIC,
     Operation.FULLY_CONNECTED,
     Operation.INPUT,
     Operation.OUTPUT,
 )
-# The normalisation, whose rounding would be the picture's, and the stem with the first
-# block, which see few channels of wide range: 3 % of the weights, no slower in float,
-# and most of the error of an int8 file otherwise.
-_FLOAT_START = (r".*Classifier/body/(sub|div|mul|rev)\w*$", r".*stem_.*", r".*block_00.*")
+_FLOAT_LAYERS = (
+    # The normalisation, whose rounding would be the picture's, and the stem with the
+    # first block, which see few channels of wide range: few weights, no slower in
+    # float, and most of the error of an int8 file otherwise.
+    r".*Classifier/body/(sub|div|mul|rev)\w*$",
+    r".*stem_.*",
+    r".*block_00.*",
+    # Whatever else makes up the logit.
+    r".*Classifier/head/.*",
+    r".*StatefulPartitionedCall.*",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +69,11 @@ class Recipe:
 
 # Tried in this order until the file is within the tolerance.
 INT8_RECIPES = (
-    Recipe("int8", _FLOAT_START),
+    Recipe("int8", _FLOAT_LAYERS),
     Recipe(
         "int8_more_float",
         (
-            *_FLOAT_START,
+            *_FLOAT_LAYERS,
             r".*block_01.*",
             r".*block_02.*",
             r".*squeeze_excite.*",

@@ -116,16 +116,45 @@ def add_metadata(content: bytes, metadata: Mapping[str, Any]) -> bytes:
     # read_model_from_bytearray fetches the buffers that lie outside the flatbuffer,
     # as litert-quantizer's do; packing without it would lose them.
     model = flatbuffer_utils.read_model_from_bytearray(content)
-    kept = [m for m in model.metadata or [] if _name(m) != METADATA_NAME]
-    buffer = schema.BufferT()
-    text = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
-    buffer.data = np.frombuffer(text.encode("utf-8"), np.uint8)
-    entry = schema.MetadataT()
-    entry.name = METADATA_NAME
-    entry.buffer = len(model.buffers)
-    model.buffers.append(buffer)
-    model.metadata = [*kept, entry]
+    data = [buffer.data for buffer in model.buffers]
+    entries = list(model.metadata or [])
+    own = [entry for entry in entries if _name(entry) == METADATA_NAME]
+    if not own:
+        entry = schema.MetadataT()
+        entry.name = METADATA_NAME
+        entry.buffer = len(data)
+        data.append(None)
+        own = [entry]
+        entries.append(entry)
+    data[own[0].buffer] = json.dumps(metadata, ensure_ascii=False).encode()
+    model.metadata = entries
+    model.buffers = [_AlignedBuffer(content) for content in data]
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+class _AlignedBuffer(schema.BufferT):
+    """A buffer at a multiple of 16 bytes, as TFLite's schema demands.
+
+    The generated Python code does not know of the demand; weights that are read in
+    place would be slow, or on some processors unreadable.
+    """
+
+    def __init__(self, data: npt.ArrayLike | None):
+        super().__init__()
+        self.data = None if data is None else np.frombuffer(bytes(data), np.uint8)
+
+    def Pack(self, builder: Any) -> int:  # noqa: N802 (flatbuffers calls it so)
+        vector = None
+        if self.data is not None:
+            content = self.data.tobytes()
+            builder.StartVector(1, len(content), 16)
+            builder.head -= len(content)
+            builder.Bytes[builder.head : builder.head + len(content)] = content
+            vector = builder.EndVector()
+        schema.BufferStart(builder)
+        if vector is not None:
+            schema.BufferAddData(builder, vector)
+        return schema.BufferEnd(builder)
 
 
 class PhoneModel:

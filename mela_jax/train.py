@@ -110,6 +110,7 @@ def fit(
     target_sensitivity: float,
     eval_batch_size: int,
     log_every_steps: int,
+    qat_epochs: int = 0,
 ) -> FitResult:
     """Train a model to the end of its schedule, from its latest checkpoint if any.
 
@@ -132,6 +133,8 @@ def fit(
       target_sensitivity: for the validation metric specificity_at_target.
       eval_batch_size: images per evaluation batch over all devices.
       log_every_steps: steps between two looks at the loss.
+      qat_epochs: how many of the last epochs see the rounding of an int8 file; the
+        checkpoint is chosen among them where there are any.
 
     Raises:
       UserError: when the loss is not finite, or the disk is full.
@@ -147,16 +150,22 @@ def fit(
         weight_decay=stage.weight_decay,
         clip_norm=stage.clip_norm,
     )
-    train_step = parallel.map_train_step(
-        steps.make_train_step(
-            model,
-            optimizer,
-            objective,
-            ema_decay=stage.ema_decay,
-            seed=seed,
-            axis_name=parallel.BATCH_AXIS,
-        ),
-        mesh,
+    # Steps before the rounding of an int8 file sets in.
+    float_steps = (stage.epochs - qat_epochs) * steps_per_epoch
+    float_step, rounded_step = (
+        parallel.map_train_step(
+            steps.make_train_step(
+                model,
+                optimizer,
+                objective,
+                ema_decay=stage.ema_decay,
+                seed=seed,
+                axis_name=parallel.BATCH_AXIS,
+                fake_quantize=fake_quantize,
+            ),
+            mesh,
+        )
+        for fake_quantize in (False, True)
     )
     state = parallel.replicate(
         mesh, create_state(variables, optimizer, use_ema=stage.ema_decay > 0)
@@ -197,6 +206,7 @@ def fit(
     with _stop_requests() as stop_requested, progress_bar:
         pending: list[steps.Metrics] = []
         for step, batch in enumerate(batches, start=first_step + 1):
+            train_step = float_step if step <= float_steps else rounded_step
             state, metrics = train_step(
                 state, frozen, parallel.shard_batch(mesh, _inputs(batch))
             )
@@ -235,7 +245,10 @@ def fit(
                     step,
                     state,
                     {"history": history, "epoch_so_far": done},
-                    metrics=_selection(history[-1]) if ends_epoch else None,
+                    # A checkpoint from before the rounding is not to be chosen.
+                    metrics=_selection(history[-1])
+                    if ends_epoch and (step > float_steps or not qat_epochs)
+                    else None,
                 )
             if stop and step < total_steps:
                 raise Stopped(
