@@ -77,8 +77,7 @@ def loss_on_validation(
     )
     return {
         "roc_auc": before["roc_auc"] - after["roc_auc"],
-        "specificity": before["specificity_at_target"]
-        - after["specificity_at_target"],
+        "specificity": before["specificity_at_target"] - after["specificity_at_target"],
     }
 
 

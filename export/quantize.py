@@ -17,14 +17,11 @@ from litert_quantizer import calibrator, qtyping, quantizer, recipe_manager
 from litert_quantizer.algorithm_manager import AlgorithmName
 from litert_quantizer.utils import qsv_utils
 
-from mela_jax.errors import UserError
 from mela_jax.tflite import INPUT, SIGNATURE
 
 Operation = qtyping.TFLOperationName
 # Tensor name -> {"min", "max"}.
 Ranges = Mapping[str, Any]
-
-MIN_CALIBRATION_IMAGES = 256
 
 # Kept float in every int8 file. XNNPACK has no int8 HARD_SWISH, and an int8 one would
 # cut the graph into pieces that hand tensors back and forth; an 8-bit logit has too few
@@ -99,14 +96,7 @@ def choose_calibration_rows(
 
     Returns:
       int[m], sorted rows.
-
-    Raises:
-      UserError: fewer than `MIN_CALIBRATION_IMAGES` are wanted.
     """
-    if count < MIN_CALIBRATION_IMAGES:
-        raise UserError(
-            f"--calibration_images={count}: give {MIN_CALIBRATION_IMAGES} or more"
-        )
     rng = np.random.default_rng(seed)
     melanomas = rng.permutation(rows[labels[rows] == 1])
     others = rng.permutation(rows[labels[rows] == 0])

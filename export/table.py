@@ -50,8 +50,8 @@ def _lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Every file was run by LiteRT on validation and test. Its threshold is the "
         "highest at which **this file** reaches the target sensitivity on validation; "
-        "the checkpoint's threshold is not reused. Test figures are measured once, with "
-        "95 % intervals. *Flips* are the images whose decision is not that of the "
+        "the checkpoint's threshold is not reused. Test figures come with 95 % "
+        "intervals. *Flips* are the images whose decision is not that of the "
         "float model with the float model's threshold."
     )
     yield ""

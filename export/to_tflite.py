@@ -26,6 +26,7 @@ from mela_jax.errors import UserError
 from mela_jax.tflite import INPUT_DTYPES
 
 MODES = ("float32", "float16", "weight_int8", "int8")
+MIN_CALIBRATION_IMAGES = 256
 # The largest difference of logits, relative to 1 + |logit|, between the float32 file
 # and the network, above which the conversion is wrong and not merely rounded.
 FLOAT32_LOGIT_TOLERANCE = 1e-3
@@ -42,6 +43,11 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
       UserError: for anything that its user can mend.
     """
     modes = _modes(options.modes)
+    if options.calibration_images < MIN_CALIBRATION_IMAGES:
+        raise UserError(
+            f"--calibration_images={options.calibration_images}: give "
+            f"{MIN_CALIBRATION_IMAGES} or more"
+        )
     # After the command line: a mistake in it is answered at once.
     from mela_jax import parallel, run_record
     from mela_jax.config import expand_user
@@ -112,9 +118,7 @@ class Export:
         write_atomically(self._output / "report.md", report.encode())
         return metrics
 
-    def _write_file(
-        self, name: str, mode: str, made: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _write_file(self, name: str, mode: str, made: dict[str, Any]) -> dict[str, Any]:
         """Write one file with its metadata; return its entry in metrics.json."""
         from export import measure, metadata
         from mela_jax.atomic import write_atomically

@@ -107,7 +107,6 @@ def make_train_step(
     The batch holds "image" float32[b, S, S, 3] in [0, 255] and "label" int32[b], this
     device's rows. The metrics are float32[], the same on every device.
     """
-
     apply = make_fake_quantized(model) if fake_quantize else model.apply
 
     def step(

@@ -126,7 +126,9 @@ def add_metadata(content: bytes, metadata: Mapping[str, Any]) -> bytes:
         data.append(None)
         own = [entry]
         entries.append(entry)
-    data[own[0].buffer] = json.dumps(metadata, ensure_ascii=False).encode()
+    data[own[0].buffer] = json.dumps(
+        metadata, ensure_ascii=False, allow_nan=False
+    ).encode()
     model.metadata = entries
     model.buffers = [_AlignedBuffer(content) for content in data]
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
@@ -139,11 +141,11 @@ class _AlignedBuffer(schema.BufferT):
     place would be slow, or on some processors unreadable.
     """
 
-    def __init__(self, data: npt.ArrayLike | None):
+    def __init__(self, data: Any):
         super().__init__()
         self.data = None if data is None else np.frombuffer(bytes(data), np.uint8)
 
-    def Pack(self, builder: Any) -> int:  # noqa: N802 (flatbuffers calls it so)
+    def Pack(self, builder: Any) -> int:
         vector = None
         if self.data is not None:
             content = self.data.tobytes()

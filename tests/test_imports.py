@@ -54,6 +54,7 @@ LAYERS = (
         "mela_jax.parallel",
         "mela_jax.run_record",
         "mela_jax.state",
+        "mela_jax.tflite",
     ),
 )
 
@@ -247,7 +248,7 @@ def heavy_start_of_predict(sources: Sources) -> list[str]:
     """Predict starts without JAX and TensorFlow: a phone file needs neither."""
     return reaching(
         sources,
-        modules=sources.inside("mela_jax.predict"),
+        modules=sources.inside("mela_jax.predict", "mela_jax.tflite"),
         targets=JAX + TENSORFLOW + KERAS,
         lazy_in=(),
     )
@@ -419,6 +420,7 @@ OFFENCES = [
         },
     ),
     (heavy_start_of_predict, {"mela_jax.predict": "if True:\n    import jax"}),
+    (heavy_start_of_predict, {"mela_jax.tflite": "import tensorflow as tf"}),
     (outer_folders_in_mela_jax, {"mela_jax.predict": "def f():\n    import export.x"}),
     (outer_folders_in_mela_jax, {"mela_jax.main": "from tflite_bench import host"}),
     (

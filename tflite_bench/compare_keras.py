@@ -28,9 +28,7 @@ FLOAT32_OVER_KERAS = 1.05
 INT8_OVER_FLOAT32 = 0.65
 
 
-def compare(
-    export: Path, *, model: str, num_threads: int, runs: int
-) -> dict[str, Any]:
+def compare(export: Path, *, model: str, num_threads: int, runs: int) -> dict[str, Any]:
     """Return the latencies of the three files and the two ratios.
 
     Args:

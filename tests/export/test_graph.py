@@ -88,9 +88,9 @@ def test_a_calibration_moves_the_probability_and_leaves_the_logit(
 
 def test_half_precision_halves_the_file_and_hardly_moves_the_logit():
     network = create_model("mobilenet_v3_small")
-    variables = jax.jit(lambda k: network.init(k, np.zeros((1, 32, 32, 3)), train=False))(
-        jax.random.key(0)
-    )
+    variables = jax.jit(
+        lambda k: network.init(k, np.zeros((1, 32, 32, 3)), train=False)
+    )(jax.random.key(0))
     options = {"image_size": 32, "input_dtype": "float32", "activation_map": True}
     whole = graph.convert(network, variables, **options)
     half = graph.convert(network, variables, **options, float16=True)
@@ -98,7 +98,9 @@ def test_half_precision_halves_the_file_and_hardly_moves_the_logit():
     scores = [PhoneModel(c, source="m").score(images(4, 32))[0] for c in (whole, half)]
     np.testing.assert_allclose(*scores, rtol=0.02, atol=0.01)
     # Batch norm is folded, and nothing is transposed, padded or broadcast.
-    found = {op["op_name"] for op in Interpreter(model_content=whole)._get_ops_details()}
+    found = {
+        op["op_name"] for op in Interpreter(model_content=whole)._get_ops_details()
+    }
     allowed = {"CONV_2D", "DEPTHWISE_CONV_2D", "HARD_SWISH", "ADD", "SUB", "MUL"}
     allowed |= {"SUM", "MEAN", "RESHAPE", "FULLY_CONNECTED", "LOGISTIC", "DELEGATE"}
     assert found <= allowed
@@ -112,6 +114,8 @@ def test_a_converter_that_refuses_is_one_short_line(network, variables, monkeypa
     monkeypatch.setattr(
         tf.lite.TFLiteConverter, "from_concrete_functions", lambda *_: Refusing()
     )
-    with pytest.raises(UserError, match=r"refuses the network: loc: error: 'tfl\.x'") as e:
+    with pytest.raises(
+        UserError, match=r"refuses the network: loc: error: 'tfl\.x'"
+    ) as e:
         convert(network, variables)
     assert len(str(e.value)) < 500
