@@ -411,9 +411,9 @@ def _run(options: argparse.Namespace) -> int:
         _complain(f"cannot read {line}")
     if scores.images:
         write_scores(output, scores, threshold=threshold)
-        is_folder = not model.lower().endswith(".tflite")
+        is_file = model.lower().endswith(".tflite")
         which = f"the {options.which or DEFAULT_WHICH}"
-        scored_by = which if is_folder else _shown(os.path.basename(model))
+        scored_by = _shown(os.path.basename(model)) if is_file else which
         num_flagged = int(np.count_nonzero(scores.values >= threshold))
         print(
             f"{_shown(output)}: {len(scores.images)} images scored by {scored_by}, "
