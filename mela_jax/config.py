@@ -126,6 +126,10 @@ def default() -> ConfigDict:
     # once and kept in data.cache_dir. 0: a fresh view every epoch, and the teacher runs
     # in every step. See docs/distillation.md for what either costs.
     c.student.num_views = 0
+    # Quantization-aware training: the last `qat_epochs` epochs see the rounding of an
+    # int8 file, and the checkpoint is chosen among them. The baseline's, too.
+    c.student.qat = False
+    c.student.qat_epochs = 4
 
     c.distill = ConfigDict()
     # False: no teacher; the student learns from the labels alone.
@@ -225,6 +229,18 @@ def validate(config: ConfigDict) -> None:
             "-1 (none), or above 0 and below 1",
         )
     _require(config, "student.num_views", lambda v: v >= 0, "0 or more")
+    _require(config, "student.qat_epochs", lambda v: v >= 1, "1 or more")
+    if config.student.qat:
+        epochs = config.student.epochs
+        _require(
+            config, "student.qat_epochs", lambda v: v <= epochs, f"at most {epochs}"
+        )
+        _require(
+            config,
+            "student.model",
+            lambda v: v != "resnet50",
+            "a mobilenet_v3 or an efficientnet_lite with config.student.qat=True",
+        )
     _require(config, "distill.alpha", lambda v: 0 <= v <= 1, "from 0 to 1")
     _require(config, "distill.temperature", lambda v: v > 0, "above 0")
     if config.baseline and not config.distill.enabled:

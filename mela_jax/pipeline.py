@@ -415,6 +415,7 @@ def _train(
         target_sensitivity=config.target_sensitivity,
         eval_batch_size=config.eval_batch_size,
         log_every_steps=config.log_every_steps,
+        qat_epochs=stage.qat_epochs if name != "teacher" and stage.qat else 0,
     )
     checkpoint.save_model(
         folder,
@@ -431,6 +432,7 @@ def _train(
                 network, result.variables, image_size=config.image_size
             ),
             "distilled": teacher is not None,
+            "qat": name != "teacher" and stage.qat,
             "best_step": result.best_step,
             # Of the last uninterrupted stretch only.
             "seconds": round(result.seconds, 1),

@@ -4,6 +4,7 @@ Usage::
 
     python -m mela_jax.predict --model=runs/kd --images=DIR_OR_FILES... \
         --output=scores.csv
+    python -m mela_jax.predict --model=runs/kd/export/student_int8.tflite ...
 
 The CSV has the columns ``image,score,threshold,decision``: the image's path as found,
 P(melanoma) from 0 to 1, the threshold it was held against, and ``flagged`` where
@@ -27,10 +28,11 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from mela_jax.atomic import write_atomically
-from mela_jax.data.image_io import EXTENSIONS, BadImageError, load_square
+from mela_jax.data.image_io import CROPS, EXTENSIONS, BadImageError, load_square
 from mela_jax.errors import UserError
 
 COLUMNS = ("image", "score", "threshold", "decision")
+DEFAULT_WHICH = "student"
 FLAGGED = "flagged"
 NOT_FLAGGED = "not_flagged"
 
@@ -42,6 +44,10 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 NOT_A_DIAGNOSIS = (
     "A score is not a diagnosis: show a mole that changes or worries you to a doctor, "
     "whatever its score."
+)
+_WANTED = (
+    "give the --workdir of a finished mela_jax.main run, or a .tflite file of "
+    "export.to_tflite"
 )
 EPILOG = f"""\
 exit status:
@@ -93,37 +99,42 @@ class Scores:
     unreadable: list[str]
 
 
-def make_scorer(model: str, *, which: str) -> Scorer:
+def make_scorer(
+    model: str, *, which: str | None = None, crop: str | None = None
+) -> Scorer:
     """Return the scorer for what `model` names.
 
     Args:
-        model: a finished working folder of mela_jax.main.
-        which: "student", "teacher" or "baseline".
+        model: a finished working folder of mela_jax.main, or a .tflite file.
+        which: of a folder, "student" (also when None), "teacher" or "baseline".
+        crop: of a .tflite file without metadata, "center" or "pad".
 
     Raises:
-        UserError: there is no such folder, it is not finished, it holds no such
-            model, or it is a .tflite file, which cannot be scored yet.
+        UserError: there is no such folder or file, it is not finished or damaged, it
+            holds no such model, or an option does not go with it.
     """
     if not os.path.exists(model):
-        raise UserError(
-            f"--model: there is no {model}; give the --workdir of a finished "
-            "mela_jax.main run"
-        )
+        raise UserError(f"--model: there is no {model}; {_WANTED}")
     if os.path.isdir(model):
+        if crop:
+            raise UserError(f"--crop: {model} knows its own crop; leave --crop out")
         # Imported here because it brings JAX along, which a model file for the phone
         # is scored without.
         from mela_jax.inference import load_scorer
 
-        return load_scorer(model, which)
-    if Path(model).suffix.lower() == ".tflite":
+        return load_scorer(model, which or DEFAULT_WHICH)
+    if Path(model).suffix.lower() != ".tflite":
         raise UserError(
-            f"--model: {model} is a .tflite file, which is not supported yet; give the "
-            "--workdir of a finished mela_jax.main run"
+            f"--model: {model} is neither a folder nor a .tflite file; {_WANTED}"
         )
-    raise UserError(
-        f"--model: {model} is not a folder; give the --workdir of a finished "
-        "mela_jax.main run"
-    )
+    if which:
+        raise UserError(
+            f"--which={which} chooses among the models of a workdir, and {model} is "
+            "one model; leave --which out"
+        )
+    from mela_jax import tflite
+
+    return tflite.Scorer(model, crop=crop)
 
 
 def find_images(sources: Sequence[str]) -> list[str]:
@@ -321,8 +332,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--model",
         required=True,
-        metavar="WORKDIR",
-        help="the --workdir of a finished mela_jax.main run",
+        metavar="WORKDIR_OR_TFLITE",
+        help="the --workdir of a finished mela_jax.main run, or a .tflite file of "
+        "export.to_tflite, which is scored by its own operating point",
     )
     parser.add_argument(
         "--images",
@@ -339,9 +351,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--which",
         choices=("student", "teacher", "baseline"),
-        default="student",
-        help="which of the run's models scores; baseline is the student without "
-        "distillation (default: %(default)s)",
+        help="which of a workdir's models scores; baseline is the student without "
+        f"distillation (default: {DEFAULT_WHICH})",
+    )
+    parser.add_argument(
+        "--crop",
+        choices=CROPS,
+        help="how a photograph becomes a square, for a .tflite file without metadata; "
+        "every other model knows it",
     )
     parser.add_argument(
         "--threshold",
@@ -384,7 +401,8 @@ def _run(options: argparse.Namespace) -> int:
     output = os.path.expanduser(options.output)
     images = find_images(options.images)
     check_output(output, images=images)
-    scorer = make_scorer(os.path.expanduser(options.model), which=options.which)
+    model = os.path.expanduser(options.model)
+    scorer = make_scorer(model, which=options.which, crop=options.crop)
     threshold = (
         scorer.threshold if options.threshold is None else float(options.threshold)
     )
@@ -393,10 +411,13 @@ def _run(options: argparse.Namespace) -> int:
         _complain(f"cannot read {line}")
     if scores.images:
         write_scores(output, scores, threshold=threshold)
+        is_file = model.lower().endswith(".tflite")
+        which = f"the {options.which or DEFAULT_WHICH}"
+        scored_by = _shown(os.path.basename(model)) if is_file else which
         num_flagged = int(np.count_nonzero(scores.values >= threshold))
         print(
-            f"{_shown(output)}: {len(scores.images)} images scored by the "
-            f"{options.which}, {num_flagged} flagged at threshold {threshold:.4g}"
+            f"{_shown(output)}: {len(scores.images)} images scored by {scored_by}, "
+            f"{num_flagged} flagged at threshold {threshold:.4g}"
         )
         print(NOT_A_DIAGNOSIS)
     if not scores.unreadable:

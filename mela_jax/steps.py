@@ -11,6 +11,7 @@ import optax
 from mela_jax.data.augment_on_device import augment_batch
 from mela_jax.distill.logits import binary_kd, total_loss
 from mela_jax.losses import HardLoss
+from mela_jax.models.fake_quant import make_fake_quantized
 from mela_jax.models.outputs import Outputs
 from mela_jax.state import TrainState, Variables
 
@@ -96,6 +97,7 @@ def make_train_step(
     ema_decay: float,
     seed: int,
     axis_name: str,
+    fake_quantize: bool = False,
 ) -> TrainStep:
     """Return step(state, frozen, batch) -> (state, metrics) for teacher or student.
 
@@ -106,10 +108,12 @@ def make_train_step(
       ema_decay: decay of the moving average of the variables; unused without one.
       seed: source of the dropout masks, with the step's number.
       axis_name: mesh axis over which gradients and metrics are averaged.
+      fake_quantize: let the model feel the rounding of an int8 file.
 
     The batch holds "image" float32[b, S, S, 3] in [0, 255] and "label" int32[b], this
     device's rows. The metrics are float32[], the same on every device.
     """
+    apply = make_fake_quantized(model) if fake_quantize else model.apply
 
     def step(
         state: TrainState, frozen: Variables, batch: Batch
@@ -117,7 +121,7 @@ def make_train_step(
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
-            outputs, updates = model.apply(
+            outputs, updates = apply(
                 {**state.variables, "params": params},
                 batch["image"],
                 train=True,

@@ -136,6 +136,7 @@ def fit(
     log_every_steps: int,
     num_views: int = 0,
     teacher_logits: np.ndarray | None = None,
+    qat_epochs: int = 0,
 ) -> FitResult:
     """Train a model to the end of its schedule, from its latest checkpoint if any.
 
@@ -162,6 +163,8 @@ def fit(
       num_views: views of an image that recur; 0 for a fresh one every epoch.
       teacher_logits: float32[views, N] of every view that training comes by, for an
         objective that takes them from the batch.
+      qat_epochs: how many of the last epochs see the rounding of an int8 file; the
+        checkpoint is chosen among them where there are any.
 
     Raises:
       UserError: when the loss is not finite, or the disk is full.
@@ -177,17 +180,24 @@ def fit(
         weight_decay=stage.weight_decay,
         clip_norm=stage.clip_norm,
     )
-    step_fn = steps.make_train_step(
-        model,
-        optimizer,
-        objective,
-        ema_decay=stage.ema_decay,
-        seed=seed,
-        axis_name=parallel.BATCH_AXIS,
-    )
-    if augment_on_device:
-        step_fn = steps.render_views(step_fn, image_size=images.image_size)
-    train_step = parallel.map_train_step(step_fn, mesh)
+    # Steps before the rounding of an int8 file sets in.
+    float_steps = (stage.epochs - qat_epochs) * steps_per_epoch
+
+    def make_step(*, fake_quantize: bool) -> Any:
+        step_fn = steps.make_train_step(
+            model,
+            optimizer,
+            objective,
+            ema_decay=stage.ema_decay,
+            seed=seed,
+            axis_name=parallel.BATCH_AXIS,
+            fake_quantize=fake_quantize,
+        )
+        if augment_on_device:
+            step_fn = steps.render_views(step_fn, image_size=images.image_size)
+        return parallel.map_train_step(step_fn, mesh)
+
+    float_step, rounded_step = (make_step(fake_quantize=f) for f in (False, True))
     state = parallel.replicate(
         mesh, create_state(variables, optimizer, use_ema=stage.ema_decay > 0)
     )
@@ -231,6 +241,7 @@ def fit(
         inputs = (_inputs(batch, teacher_logits) for batch in batches)
         on_devices = parallel.prefetch(mesh, inputs)
         for step, batch in enumerate(on_devices, start=first_step + 1):
+            train_step = float_step if step <= float_steps else rounded_step
             # Nothing may cross between host and devices behind our back: the host
             # runs ahead of the devices until it looks at the loss.
             with jax.transfer_guard("disallow"):
@@ -273,7 +284,10 @@ def fit(
                     step,
                     state,
                     {"history": history, "epoch_so_far": done},
-                    metrics=_selection(history[-1]) if ends_epoch else None,
+                    # A checkpoint from before the rounding is not to be chosen.
+                    metrics=_selection(history[-1])
+                    if ends_epoch and (step > float_steps or not qat_epochs)
+                    else None,
                 )
             if stop and step < total_steps:
                 raise Stopped(

@@ -6,6 +6,7 @@ them skip, with the reason, where they are absent.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 # Before anything imports TensorFlow or JAX, both of which read these only once.
@@ -66,3 +67,13 @@ def finished(job: Job) -> Path:
     done = job.run(workdir)
     assert done.returncode == 0, done.stderr
     return workdir
+
+
+@pytest.fixture(scope="session")
+def exported(job: Job, finished: Path) -> Path:
+    """Return the export of all modes of a finished run. Tests must not change it."""
+    workdir = job.root / "exported"
+    shutil.copytree(finished, workdir)
+    done = job.run_module("export.to_tflite", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir / "export"

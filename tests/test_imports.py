@@ -55,6 +55,7 @@ LAYERS = (
         "mela_jax.parallel",
         "mela_jax.run_record",
         "mela_jax.state",
+        "mela_jax.tflite",
     ),
 )
 
@@ -248,7 +249,7 @@ def heavy_start_of_predict(sources: Sources) -> list[str]:
     """Predict starts without JAX and TensorFlow: a phone file needs neither."""
     return reaching(
         sources,
-        modules=sources.inside("mela_jax.predict"),
+        modules=sources.inside("mela_jax.predict", "mela_jax.tflite"),
         targets=JAX + TENSORFLOW + KERAS,
         lazy_in=(),
     )
@@ -439,6 +440,7 @@ OFFENCES = [
             "mela_jax.data.augment": "import tensorflow as tf",
         },
     ),
+    (heavy_start_of_predict, {"mela_jax.tflite": "import tensorflow as tf"}),
     (outer_folders_in_mela_jax, {"mela_jax.predict": "def f():\n    import export.x"}),
     (outer_folders_in_mela_jax, {"mela_jax.train": "from benchmarks import timing"}),
     (outer_folders_in_mela_jax, {"mela_jax.main": "from tflite_bench import host"}),

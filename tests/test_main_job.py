@@ -416,6 +416,23 @@ def test_folds_test_every_image_once(job: Job, finished: Path):
     assert sorted(tested) == sorted(r.image_id for r in records)
 
 
+def test_quantization_aware_training_chooses_among_its_own_epochs(job: Job):
+    workdir = job.root / "qat"
+    done = job.run(
+        workdir,
+        "--config.student.qat=True",
+        "--config.student.qat_epochs=1",
+        "--config.student.epochs=3",
+        "--config.distill.enabled=False",
+        "--config.baseline=False",
+    )
+    assert done.returncode == 0, done.stderr
+    model = read_json(workdir / "student" / "model.json")
+    steps = [row["step"] for row in model["history"]]
+    assert model["qat"] is True
+    assert model["best_step"] == steps[-1]
+
+
 def test_help_names_the_flags(job: Job):
     done = job.run_module("mela_jax.main", "--help")
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """The scoring command: what it accepts, what it writes, what it refuses."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -37,8 +38,8 @@ def scorer(monkeypatch):
     scorer = RedScorer()
     asked = []
 
-    def make_scorer(model, *, which):
-        asked.append((model, which))
+    def make_scorer(model, *, which, crop):
+        asked.append((model, which, crop))
         return scorer
 
     monkeypatch.setattr(predict, "make_scorer", make_scorer)
@@ -71,7 +72,7 @@ def test_writes_score_threshold_and_decision_exactly(tmp_path, scorer, capsys):
     assert [float(row["score"]) for row in rows] == [0, 76 / 255, 77 / 255, 1]
     assert {float(row["threshold"]) for row in rows} == {THRESHOLD}
     assert [row["decision"] for row in rows] == ["not_flagged"] * 2 + ["flagged"] * 2
-    assert scorer.asked == [("runs/kd", "student")]
+    assert scorer.asked == [("runs/kd", None, None)]
     printed = capsys.readouterr()
     assert "4 images scored by the student, 2 flagged" in printed.out
     assert "not a diagnosis" in printed.out.splitlines()[-1]
@@ -370,12 +371,63 @@ def test_other_models_are_refused(tmp_path):
     with pytest.raises(UserError, match="there is no .*nowhere"):
         predict.make_scorer(str(tmp_path / "nowhere"), which="student")
     for name, complaint in (
-        ("m.tflite", "not supported yet"),
-        ("m.h5", "not a folder"),
+        ("m.tflite", "not a TFLite model"),
+        ("m.h5", "neither a folder nor a .tflite file"),
     ):
         (tmp_path / name).touch()
         with pytest.raises(UserError, match=complaint):
-            predict.make_scorer(str(tmp_path / name), which="student")
+            predict.make_scorer(str(tmp_path / name))
+
+
+def test_options_that_do_not_go_with_the_model_are_refused(tmp_path, capsys):
+    image, file = save(tmp_path / "a.png", 9), tmp_path / "m.tflite"
+    file.touch()
+    needed = (f"--images={image}", f"--output={tmp_path}/s.csv")
+    for model, option, complaint in (
+        (file, "--which=teacher", "leave --which out"),
+        (tmp_path, "--crop=pad", "leave --crop out"),
+    ):
+        assert complaint in refusal(capsys, f"--model={model}", option, *needed)
+
+
+def test_a_phone_file_is_scored_by_its_own_operating_point(exported, tmp_path, capsys):
+    """And decides, image for image, as metrics.json of the export counted."""
+    images = exported.parent.parent / "phantom"
+    rows = {}
+    for mode in ("float32", "int8"):
+        output = tmp_path / f"{mode}.csv"
+        model = exported / f"student_{mode}.tflite"
+        assert run(f"--model={model}", f"--images={images}", f"--output={output}") == 0
+        assert f"scored by student_{mode}.tflite" in capsys.readouterr().out
+        rows[mode] = {Path(row["image"]).name: row for row in rows_of(output)}
+    table = rows_of(exported.parent / "splits.csv")
+    files = json.loads((exported / "metrics.json").read_text())["files"]
+    for mode, found in rows.items():
+        for split in ("val", "test"):
+            figures = files[f"student_{mode}.tflite"][split]["operating_point"]
+            counted = {"tp": 0, "fp": 0, "tn": 0, "fn": 0}
+            for row in (row for row in table if row["split"] == split):
+                scored = found[row["image_id"]]
+                assert float(scored["threshold"]) == figures["threshold"]
+                flagged = scored["decision"] == "flagged"
+                melanoma = row["label"] == "1"
+                counted[("t" if flagged == melanoma else "f") + "np"[flagged]] += 1
+            assert counted == figures["confusion"]
+
+
+def test_a_phone_file_without_metadata_asks_for_threshold_and_crop(
+    exported, tmp_path, capsys
+):
+    content = (exported / "student_float32.tflite").read_bytes()
+    file = tmp_path / "m.tflite"
+    file.write_bytes(content.replace(b"mela_jax\0", b"mela_bug\0"))
+    image, output = save(tmp_path / "a.png", 9), tmp_path / "s.csv"
+    needed = (f"--model={file}", f"--images={image}", f"--output={output}")
+    assert "give --threshold" in refusal(capsys, *needed)
+    assert "give --crop" in refusal(capsys, *needed, "--threshold=0.3")
+    assert not output.exists()
+    assert run(*needed, "--threshold=0.3", "--crop=center") == 0
+    assert float(rows_of(output)[0]["threshold"]) == 0.3
 
 
 def test_interruption_is_one_line(tmp_path, scorer, capsys):

@@ -1,0 +1,230 @@
+"""A finished workdir, opened for export: the model, its scores and its images."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mela_jax import parallel, run_record, steps
+from mela_jax.checkpoint import read_description
+from mela_jax.config import default, expand_user
+from mela_jax.data.cache import open_cache
+from mela_jax.data.load import load_records
+from mela_jax.data.records import Record
+from mela_jax.data.splits import SPLITS, read_splits
+from mela_jax.errors import UserError
+from mela_jax.evaluation.scores import Predictions
+from mela_jax.models.zoo import create_model
+from mela_jax.pipeline import load_model, probability
+from mela_jax.state import Variables
+from mela_jax.train import Images, score
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """One model of a finished run, and the images that it is judged by.
+
+    Attributes:
+      name: "teacher", "student" or "baseline".
+      config: the run's configuration.
+      record: config.json: configuration, data, provenance.
+      description: the model's model.json.
+      network: flax module, computing in float32 whatever it was trained in: a phone
+        file does.
+      variables: its variables, on the host.
+      figures: the run's own figures of the model, from report/metrics.json.
+      records: all images of the data set.
+      images: the same, decoded, with the rows of each split.
+    """
+
+    name: str
+    config: ConfigDict
+    record: dict[str, Any]
+    description: dict[str, Any]
+    network: nn.Module
+    variables: Variables
+    figures: dict[str, Any]
+    records: list[Record]
+    images: Images
+
+    @property
+    def threshold(self) -> float:
+        """The run's operating point of the float model."""
+        return float(self.figures["val"]["operating_point"]["threshold"])
+
+    def pixels(self, split: str) -> np.ndarray:
+        """Return the images of a split, uint8[n, S, S, 3], read from the disk."""
+        return self.images.evaluation[self.images.rows[split]]
+
+    def predictions(self, split: str, scores: np.ndarray) -> Predictions:
+        """Return scores float64[n] in [0, 1] as the predictions of a split."""
+        rows = self.images.rows[split]
+        return Predictions(
+            image_id=[self.records[row].image_id for row in rows],
+            lesion_id=[self.records[row].lesion_id for row in rows],
+            label=self.images.labels[rows],
+            score=scores,
+        )
+
+    def float_logits(self, split: str) -> np.ndarray:
+        """Return the logits float64[n] of the Flax network for a split."""
+        mesh = parallel.make_mesh()
+        eval_step = parallel.map_eval_step(steps.make_eval_step(self.network), mesh)
+        logits = score(
+            eval_step,
+            parallel.replicate(mesh, self.variables),
+            self.images,
+            split,
+            mesh=mesh,
+            batch_size=self.config.eval_batch_size,
+        )
+        return logits.astype(np.float64)
+
+    def float_predictions(self, split: str, logits: np.ndarray) -> Predictions:
+        """Return the Flax network's logits as predictions."""
+        return self.predictions(split, probability(logits))
+
+
+def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
+    """Open a finished run.
+
+    Args:
+      workdir: its folder.
+      name: "teacher", "student" or "baseline".
+      data_dir: where the images are now; None: where they were.
+
+    Raises:
+      UserError: the run is not finished, has no such model, is damaged, or the images
+        are not those that it was trained on.
+    """
+    figures = _read_figures(workdir)
+    if name not in figures or read_description(workdir / name) is None:
+        raise UserError(
+            f"--model={name}: {workdir} has none; it has: {', '.join(figures)}"
+        )
+    record = _read_record(workdir)
+    config = _config(record)
+    if data_dir is not None:
+        config.data.dir = data_dir
+    model = load_model(workdir / name, parallel.make_mesh())
+    description = model.description
+    for field in ("image_size", "crop"):
+        if description[field] != config[field]:
+            raise UserError(
+                f"{workdir / name}: its model.json says {field} {description[field]}, "
+                f"and {workdir / 'config.json'} says {config[field]}; the folder was "
+                "put together from two runs: take a whole workdir"
+            )
+    records, images = _load_images(config, workdir, record)
+    return FinishedRun(
+        name=name,
+        config=config,
+        record=record,
+        description=description,
+        network=create_model(
+            description["model"],
+            pool=description["pool"],
+            hidden=description["hidden"],
+            dtype=jnp.float32,
+        ),
+        variables=jax.device_get(model.variables),
+        figures=figures[name],
+        records=records,
+        images=images,
+    )
+
+
+def _read_figures(workdir: Path) -> dict[str, Any]:
+    path = workdir / "report" / "metrics.json"
+    if not workdir.is_dir():
+        raise UserError(
+            f"--workdir: there is no folder {workdir}; give that of a finished "
+            "mela_jax.main run"
+        )
+    if not path.exists():
+        raise UserError(
+            f"--workdir={workdir}: the run is not finished (no report/metrics.json); "
+            "repeat the command of mela_jax.main that made it"
+        )
+    try:
+        return json.loads(path.read_text())["models"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: is damaged; delete it and repeat the command of mela_jax.main "
+            "that made it"
+        ) from error
+
+
+def _read_record(workdir: Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    try:
+        record = json.loads(path.read_text())
+        for key in ("config", "data", "provenance"):
+            record[key]
+        return record
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: is missing or damaged ({error}); take the whole workdir of a "
+            "finished run"
+        ) from error
+
+
+def _config(record: Mapping[str, Any]) -> ConfigDict:
+    """Return the run's configuration; fields younger than the run have their default.
+
+    The defaults are chosen so that a new field changes nothing of an old run.
+    """
+    config = default()
+    with config.unlocked():
+        config.update(record["config"])
+    return config
+
+
+def _load_images(
+    config: ConfigDict, workdir: Path, record: Mapping[str, Any]
+) -> tuple[list[Record], Images]:
+    """Find and decode the run's images, in the splits of its splits.csv."""
+    data = config.data
+    records = load_records(
+        name=data.name,
+        directory=expand_user(data.dir),
+        download=False,
+        phantom_lesions=data.phantom_lesions,
+        seed=data.split_seed,
+    )
+    table = read_splits(workdir / "splits.csv")
+    # Images that could not be read when the run was made are not in its table.
+    records = [r for r in records if r.image_id in table]
+    found = run_record.data_fingerprint(records)
+    if len(records) != len(table) or found != record["data"]["fingerprint"]:
+        raise UserError(
+            f"--data_dir={data.dir}: these are not the images that {workdir} was "
+            f"trained on ({len(records)} of its {len(table)} are here, fingerprint "
+            f"{found[:12]} instead of {record['data']['fingerprint'][:12]}); give "
+            "their folder with --data_dir"
+        )
+    cache = open_cache(
+        records,
+        size=config.image_size,
+        crop=config.crop,
+        directory=expand_user(data.cache_dir),
+        on_bad_image="error",
+    )
+    rows = {
+        split: np.array(
+            [i for i, r in enumerate(records) if table[r.image_id][1] == split],
+            np.int64,
+        )
+        for split in SPLITS
+    }
+    labels = np.array([r.label for r in records], np.int32)
+    return records, Images(
+        train=cache.images, evaluation=cache.images, labels=labels, rows=rows
+    )

@@ -1,0 +1,78 @@
+"""Convert the same architecture as keras.applications has it, to compare with.
+
+Usage::
+
+    python -m export.keras_twin --network=mobilenet_v3_small --image_size=128
+        --output=twin.tflite
+
+The weights are random: this file is timed, never believed.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from mela_jax.atomic import write_atomically
+from mela_jax.errors import UserError
+
+
+def build_twin(network: str, *, image_size: int) -> Any:
+    """Return the Keras model: the body, global average pooling, one logit.
+
+    Like our files it takes raw RGB and answers a logit and a probability.
+
+    Args:
+      network: a name of `mela_jax.models.zoo`.
+      image_size: side of the square image in pixels.
+
+    Raises:
+      UserError: keras.applications has no such network.
+    """
+    import keras
+
+    bodies: dict[str, Callable[..., Any]] = {
+        "mobilenet_v3_small": keras.applications.MobileNetV3Small,
+        "mobilenet_v3_large": keras.applications.MobileNetV3Large,
+    }
+    if network not in bodies:
+        raise UserError(
+            f"--network={network}: has no twin here; there are {', '.join(bodies)}"
+        )
+    image = keras.Input(batch_shape=(1, image_size, image_size, 3), name="image")
+    body = bodies[network](input_tensor=image, include_top=False, weights=None)
+    features = keras.layers.GlobalAveragePooling2D()(body.output)
+    logit = keras.layers.Dense(1, name="logit")(features)
+    probability = keras.layers.Activation("sigmoid", name="probability")(logit)
+    return keras.Model(image, [logit, probability])
+
+
+def convert_twin(network: str, *, image_size: int) -> bytes:
+    """Return the twin as a float32 .tflite file, by TFLiteConverter."""
+    import tensorflow as tf
+
+    model = build_twin(network, image_size=image_size)
+    return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m export.keras_twin")
+    parser.add_argument("--network", required=True)
+    parser.add_argument("--image_size", type=int, required=True)
+    parser.add_argument("--output", required=True, metavar="FILE.tflite")
+    options = parser.parse_args(arguments)
+    try:
+        content = convert_twin(options.network, image_size=options.image_size)
+        write_atomically(options.output, content)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

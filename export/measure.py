@@ -1,0 +1,156 @@
+"""What one exported file does on validation and test, and what exporting cost it."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from export.finished import FinishedRun
+from mela_jax.evaluation.operating_point import confusion
+from mela_jax.evaluation.report import evaluate_model, selection_metrics
+from mela_jax.evaluation.scores import Predictions
+from mela_jax.tflite import PhoneModel
+
+SPLITS = ("val", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """A model's answers on one split, in the order of its rows.
+
+    Attributes:
+      logits: float64[n].
+      predictions: the same as P(melanoma), with ids and labels.
+    """
+
+    logits: np.ndarray
+    predictions: Predictions
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """What an int8 file may lose on validation against the float model.
+
+    Attributes:
+      roc_auc: of ROC-AUC.
+      specificity: of specificity at the target sensitivity, as a fraction.
+    """
+
+    roc_auc: float
+    specificity: float
+
+
+def float_answers(run: FinishedRun) -> dict[str, Answers]:
+    """Return the answers of the Flax network itself, by split."""
+    found = {}
+    for split in SPLITS:
+        logits = run.float_logits(split)
+        found[split] = Answers(logits, run.float_predictions(split, logits))
+    return found
+
+
+def file_answers(run: FinishedRun, content: bytes, split: str) -> Answers:
+    """Return the answers of a file for a split, through LiteRT."""
+    logits, probabilities = PhoneModel(content, source="export").score(
+        run.pixels(split)
+    )
+    return Answers(logits, run.predictions(split, probabilities))
+
+
+def loss_on_validation(
+    run: FinishedRun, float_model: Answers, file: Answers
+) -> dict[str, float]:
+    """Return what a file lost on validation; negative where it gained.
+
+    Returns:
+      "roc_auc", and "specificity": at the threshold that each chose for itself to
+      reach the target sensitivity.
+    """
+    before, after = (
+        selection_metrics(
+            answers.predictions.label,
+            answers.predictions.score,
+            target=run.config.target_sensitivity,
+        )
+        for answers in (float_model, file)
+    )
+    return {
+        "roc_auc": before["roc_auc"] - after["roc_auc"],
+        "specificity": before["specificity_at_target"] - after["specificity_at_target"],
+    }
+
+
+def is_within(loss: dict[str, float], tolerance: Tolerance) -> bool:
+    """Say whether a file lost no more than it may."""
+    return (
+        loss["roc_auc"] <= tolerance.roc_auc
+        and loss["specificity"] <= tolerance.specificity
+    )
+
+
+def measure(
+    run: FinishedRun, float_model: dict[str, Answers], file: dict[str, Answers]
+) -> dict[str, Any]:
+    """Choose a file's own threshold on validation and measure it beside the float one.
+
+    Returns:
+      {"val", "test"}: the figures of `evaluate_model`, and under "against_float" of
+      each: logit_max and logit_rmse, the difference of logits; roc_auc, the change of
+      it (the file's minus the float model's); at_float_threshold, what the file does
+      when the float model's threshold is kept: sensitivity, specificity and flips;
+      flips, at its own threshold: the number of images whose decision is another than
+      the float model's, and how many of these are melanomas now missed or now found.
+    """
+    figures = evaluate_model(
+        file["val"].predictions,
+        file["test"].predictions,
+        target=run.config.target_sensitivity,
+        num_bootstrap=run.config.num_bootstrap,
+        seed=run.config.seed,
+    )
+    for split in SPLITS:
+        threshold = figures[split]["operating_point"]["threshold"]
+        figures[split]["against_float"] = _against(
+            float_model[split],
+            file[split],
+            float_threshold=run.threshold,
+            threshold=threshold,
+        )
+    return figures
+
+
+def _against(
+    float_model: Answers, file: Answers, *, float_threshold: float, threshold: float
+) -> dict[str, Any]:
+    label = file.predictions.label
+    difference = file.logits - float_model.logits
+    kept = confusion(label, file.predictions.score, float_threshold)
+    before = float_model.predictions.score >= float_threshold
+    return {
+        "logit_max": float(np.abs(difference).max()),
+        "logit_rmse": float(np.sqrt(np.mean(difference**2))),
+        "roc_auc": float(
+            roc_auc_score(label, file.predictions.score)
+            - roc_auc_score(label, float_model.predictions.score)
+        ),
+        "flips": _flips(label, before, file.predictions.score >= threshold),
+        "at_float_threshold": {
+            "threshold": float_threshold,
+            "sensitivity": kept.tp / (kept.tp + kept.fn),
+            "specificity": kept.tn / (kept.tn + kept.fp),
+            "flips": _flips(label, before, file.predictions.score >= float_threshold),
+        },
+    }
+
+
+def _flips(label: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, int]:
+    """Count the decisions that changed."""
+    melanoma = label == 1
+    return {
+        "all": int(np.sum(before != after)),
+        "melanomas_now_missed": int(np.sum(melanoma & before & ~after)),
+        "melanomas_now_flagged": int(np.sum(melanoma & ~before & after)),
+        "others_now_flagged": int(np.sum(~melanoma & ~before & after)),
+        "others_now_let_pass": int(np.sum(~melanoma & before & ~after)),
+    }

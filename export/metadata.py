@@ -1,0 +1,113 @@
+"""What a model file says of itself, so that nobody has to guess its threshold."""
+
+from typing import Any
+
+from export.finished import FinishedRun
+from mela_jax import run_record
+from mela_jax.tflite import (
+    ACTIVATION_MAP,
+    INPUT,
+    LOGIT,
+    METADATA_VERSION,
+    PROBABILITY,
+)
+
+LABELS = ("not_melanoma", "melanoma")
+INTENDED_USE = (
+    "Research on dermoscopy images like those it was trained on. It flags images whose "
+    "P(melanoma) is at or above the threshold, and was never tested on other cameras, "
+    "clinics or skin."
+)
+NOT_A_DIAGNOSIS = (
+    "Not a diagnosis and not a medical device. It misses melanomas. Have a spot that "
+    "worries you, or that changes, seen by a doctor whatever it says."
+)
+_CROPS = {
+    "center": "the largest centred square, then resized (bilinear, antialiased)",
+    "pad": "padded with black to a square, then resized (bilinear, antialiased)",
+}
+
+
+def describe(
+    run: FinishedRun,
+    figures: dict[str, Any],
+    *,
+    mode: str,
+    recipe: str,
+    input_dtype: str,
+    activation_map: bool,
+) -> dict[str, Any]:
+    """Return the metadata of one file, a JSON object.
+
+    Args:
+      run: where the model comes from.
+      figures: of the file itself, from `measure`.
+      mode: the mode that was asked for.
+      recipe: how it was made.
+      input_dtype: "float32" or "uint8".
+      activation_map: the file has one.
+    """
+    size = run.config.image_size
+    outputs = {
+        LOGIT: "float32 [1]: log-odds of melanoma",
+        PROBABILITY: "float32 [1]: P(melanoma), from 0 to 1; the threshold is on this",
+    }
+    if activation_map:
+        outputs[ACTIVATION_MAP] = (
+            "float32 [1, h, w]: class activation map; its mean plus a constant is the "
+            "logit, so that a large value says where the evidence lies"
+        )
+    return {
+        "version": METADATA_VERSION,
+        "model": run.name,
+        "network": run.description["model"],
+        "mode": mode,
+        "recipe": recipe,
+        "labels": list(LABELS),
+        "input": {
+            "name": INPUT,
+            "shape": [1, size, size, 3],
+            "dtype": input_dtype,
+            "colour": "RGB",
+            "range": [0, 255],
+            "normalisation": "none: it is inside the graph",
+            "crop": run.config.crop,
+            "crop_means": _CROPS[run.config.crop],
+        },
+        "outputs": outputs,
+        "operating_point": operating_point(figures),
+        "training_data": {
+            "name": run.config.data.name,
+            "made_up": run.config.data.name == "phantom",
+            **run.record["data"],
+        },
+        "model_fingerprint": run.description["fingerprint"],
+        "trained_with_commit": run.record["provenance"]["git_commit"],
+        "exported_with_commit": run_record.provenance(run.config)["git_commit"],
+        "intended_use": INTENDED_USE,
+        "not_a_diagnosis": NOT_A_DIAGNOSIS,
+    }
+
+
+def operating_point(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the threshold, how it was chosen and what it does, with 95 % intervals."""
+    point = figures["val"]["operating_point"]
+    return {
+        "threshold": point["threshold"],
+        "rule": "flag where probability >= threshold",
+        "chosen_on": "val",
+        "how": "the highest threshold at which this very file, run by LiteRT, reaches "
+        f"a sensitivity of {point['target_sensitivity']} on validation",
+        "target_sensitivity": point["target_sensitivity"],
+        **{
+            split: {
+                "images": figures[split]["n"],
+                "melanomas": figures[split]["positives"],
+                **{
+                    rate: figures[split]["operating_point"][rate]
+                    for rate in ("sensitivity", "specificity")
+                },
+            }
+            for split in ("val", "test")
+        },
+    }

@@ -1,0 +1,199 @@
+"""From a float .tflite file to one with 8-bit weights, or 8-bit arithmetic.
+
+litert-quantizer does the work, not TensorFlow's QuantizationDebugger: it works on the
+converted file, so that all files of an export share one graph; a layer is chosen by a
+pattern on its name; and the range of an activation is what the calibration saw, which
+the other one smooths.
+"""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from litert_quantizer import calibrator, qtyping, quantizer, recipe_manager
+from litert_quantizer.algorithm_manager import AlgorithmName
+from litert_quantizer.utils import qsv_utils
+
+from mela_jax.tflite import INPUT, SIGNATURE
+
+Operation = qtyping.TFLOperationName
+# Tensor name -> {"min", "max"}.
+Ranges = Mapping[str, Any]
+
+# Kept float in every int8 file. XNNPACK has no int8 HARD_SWISH, and an int8 one would
+# cut the graph into pieces that hand tensors back and forth; an 8-bit logit has too few
+# values to place a threshold on, which is why the last layers and the ends stay float.
+_FLOAT_OPERATIONS = (
+    Operation.HARD_SWISH,
+    # Squeeze-and-excite averages and scales what hard-swish leaves in float: in int8
+    # these small operations are slower, and round once more.
+    Operation.SUM,
+    Operation.MUL,
+    Operation.RESHAPE,
+    Operation.LOGISTIC,
+    Operation.FULLY_CONNECTED,
+    Operation.INPUT,
+    Operation.OUTPUT,
+)
+_FLOAT_LAYERS = (
+    # The normalisation, whose rounding would be the picture's, and the stem with the
+    # first block, which see few channels of wide range: few weights, no slower in
+    # float, and most of the error of an int8 file otherwise.
+    r".*Classifier/body/(sub|div|mul|rev)\w*$",
+    r".*stem_.*",
+    r".*block_00.*",
+    # Whatever else makes up the logit.
+    r".*Classifier/head/.*",
+    r".*StatefulPartitionedCall.*",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Which layers of an int8 file stay float.
+
+    Attributes:
+      name: as metrics.json has it.
+      float_layers: patterns on the names of a layer's output.
+    """
+
+    name: str
+    float_layers: tuple[str, ...]
+
+
+# Tried in this order until the file is within the tolerance.
+INT8_RECIPES = (
+    Recipe("int8", _FLOAT_LAYERS),
+    Recipe(
+        "int8_more_float",
+        (
+            *_FLOAT_LAYERS,
+            r".*block_01.*",
+            r".*block_02.*",
+            r".*squeeze_excite.*",
+            r".*top_.*",
+        ),
+    ),
+)
+
+
+def choose_calibration_rows(
+    rows: np.ndarray, labels: np.ndarray, *, count: int, seed: int
+) -> np.ndarray:
+    """Choose training images to calibrate with, half of them melanomas if there are.
+
+    The range of an activation is set by its extremes, and those of melanomas must be
+    among them, rare as they are.
+
+    Args:
+      rows: int[n], the rows of the training split.
+      labels: int[N], 1 for melanoma, by row.
+      count: images wanted; all are taken where there are fewer.
+      seed: of the choice.
+
+    Returns:
+      int[m], sorted rows.
+    """
+    rng = np.random.default_rng(seed)
+    melanomas = rng.permutation(rows[labels[rows] == 1])
+    others = rng.permutation(rows[labels[rows] == 0])
+    num_melanomas = max(min(len(melanomas), count // 2), count - len(others))
+    chosen = [melanomas[:num_melanomas], others[: count - num_melanomas]]
+    return np.sort(np.concatenate(chosen))
+
+
+def calibrate(float_model: bytes, images: np.ndarray) -> Ranges:
+    """Return the smallest and largest value of every tensor over some images.
+
+    Args:
+      float_model: a float32 file.
+      images: uint8[m, S, S, 3], RGB.
+    """
+    dtype = _input_dtype(float_model)
+    data = [{INPUT: image[None].astype(dtype)} for image in images]
+    with _quiet():
+        found = calibrator.Calibrator(
+            float_model,
+            num_threads=1,
+            # The default is a moving average, which forgets the extremes.
+            qsv_update_func=qsv_utils.min_max_update,
+        )
+        found.calibrate({SIGNATURE: data}, _int8_rules(float_layers=()))
+    return found.get_model_qsvs()
+
+
+def quantize_int8(float_model: bytes, ranges: Ranges, recipe: Recipe) -> bytes:
+    """Return the model in 8-bit arithmetic, but for the layers of the recipe.
+
+    Weights are symmetric with a scale per output channel, activations asymmetric with
+    one scale per tensor.
+
+    Args:
+      float_model: a float32 file.
+      ranges: from `calibrate` with the same file.
+      recipe: what stays float.
+    """
+    rules = _int8_rules(float_layers=recipe.float_layers)
+    return _quantize(float_model, rules, dict(ranges))
+
+
+def quantize_weights(float_model: bytes) -> bytes:
+    """Return the model with 8-bit weights that compute in float32."""
+    rules = recipe_manager.RecipeManager()
+    rules.add_weight_only_config(
+        regex=".*", operation_name=Operation.ALL_SUPPORTED, num_bits=8
+    )
+    rules.add_quantization_config(
+        regex=".*",
+        operation_name=Operation.FULLY_CONNECTED,
+        algorithm_key=AlgorithmName.NO_QUANTIZE,
+    )
+    return _quantize(float_model, rules, None)
+
+
+def _int8_rules(*, float_layers: tuple[str, ...]) -> recipe_manager.RecipeManager:
+    # Later rules go before earlier ones.
+    rules = recipe_manager.RecipeManager()
+    rules.add_static_config(
+        regex=".*",
+        operation_name=Operation.ALL_SUPPORTED,
+        activation_num_bits=8,
+        weight_num_bits=8,
+    )
+    keep_float = AlgorithmName.NO_QUANTIZE
+    for operation in _FLOAT_OPERATIONS:
+        rules.add_quantization_config(".*", operation, algorithm_key=keep_float)
+    for pattern in float_layers:
+        rules.add_quantization_config(
+            pattern, Operation.ALL_SUPPORTED, algorithm_key=keep_float
+        )
+    return rules
+
+
+def _quantize(
+    float_model: bytes, rules: recipe_manager.RecipeManager, ranges: Any
+) -> bytes:
+    with _quiet():
+        tool = quantizer.Quantizer(float_model, rules.get_quantization_recipe())
+        result = tool.quantize(ranges)
+    return bytes(result.quantized_model)
+
+
+def _input_dtype(model: bytes) -> np.dtype:
+    from ai_edge_litert.interpreter import Interpreter
+
+    details = Interpreter(model_content=model).get_input_details()
+    return np.dtype(details[0]["dtype"])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Swallow the progress bars and sizes that the quantizer prints."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        yield

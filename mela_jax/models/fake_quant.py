@@ -1,0 +1,132 @@
+"""Fake quantization: train a network with the rounding that an int8 file will have.
+
+Jacob et al., "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", CVPR 2018 (arXiv:1712.05877). What an int8 file of
+`export.to_tflite` keeps in eight bits is rounded in the forward pass, and the gradient
+passes as if it were not (the straight-through estimator).
+
+- **Weights**: symmetric, one scale per output channel. Batch norm is folded into them:
+  it multiplies a channel by one number, which multiplies the channel's scale by the
+  same and leaves the rounded integers as they are, so that rounding the kernel and
+  rounding the folded kernel are the same thing, whatever the statistics.
+- **Activations**: asymmetric, one scale per tensor, over the range of the batch, as the
+  export calibrates by the smallest and largest value. A ReLU is part of the convolution
+  before it, so that only what it lets through is rounded. Hard-swish is one float
+  operation between two rounded tensors.
+
+No state is added: the variables of the network are those without fake quantization.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mela_jax.models import efficientnet_lite, mobilenet_v3
+from mela_jax.models.convolution import DepthwiseConv, PointwiseConv
+from mela_jax.models.normalization import BatchNorm
+
+# What an int8 file keeps in float: the stem, the first block and the head.
+FLOAT_PARTS = ("stem_conv", "stem_bn", "block_00", "head")
+
+_CONVOLUTIONS = (nn.Conv, PointwiseConv, DepthwiseConv)
+# int8 without -128, so that the scale is symmetric.
+_WEIGHT_LEVELS = 127
+_ACTIVATION_LEVELS = 255
+
+
+def fake_quantize_weights(kernel: jax.Array) -> jax.Array:
+    """Round a kernel to int8, one scale for each channel of its last axis.
+
+    Args:
+      kernel: float[..., D].
+    """
+    largest = jnp.max(jnp.abs(kernel), axis=tuple(range(kernel.ndim - 1)))
+    scale = jnp.maximum(largest, 1e-12) / _WEIGHT_LEVELS
+    return _straight_through(kernel, jnp.round(kernel / scale) * scale)
+
+
+def fake_quantize_activations(x: jax.Array) -> jax.Array:
+    """Round a tensor to int8 over its own range, in which zero has a level of its own.
+
+    Args:
+      x: float, any shape. Its range is not differentiated.
+    """
+    values = jax.lax.stop_gradient(x).astype(jnp.float32)
+    # Zero is inside, for the padding of a convolution is made of it.
+    low = jnp.minimum(jnp.min(values), 0.0)
+    high = jnp.maximum(jnp.max(values), 0.0)
+    scale = jnp.maximum(high - low, 1e-12) / _ACTIVATION_LEVELS
+    zero = jnp.round(-low / scale)
+    level = jnp.clip(jnp.round(values / scale) + zero, 0, _ACTIVATION_LEVELS)
+    return _straight_through(x, ((level - zero) * scale).astype(x.dtype))
+
+
+def make_fake_quantized(network: nn.Module) -> Callable[..., Any]:
+    """Return `network.apply` with the rounding of an int8 file.
+
+    Args:
+      network: a `Classifier` whose body is a MobileNetV3 or an EfficientNet-Lite.
+
+    Returns:
+      A function with the arguments and results of `network.apply`.
+    """
+
+    def apply(variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        rounded = {**variables, "params": _round_kernels(variables["params"])}
+        with nn.intercept_methods(_intercept):
+            return network.apply(rounded, *args, **kwargs)
+
+    return apply
+
+
+def _straight_through(x: jax.Array, rounded: jax.Array) -> jax.Array:
+    """Return `rounded`, with the gradient of `x`."""
+    return x + jax.lax.stop_gradient(rounded - x)
+
+
+def _round_kernels(params: Mapping[str, Any]) -> Any:
+    """Round the kernels of every convolution that an int8 file has in eight bits."""
+
+    def rounded(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        names = [entry.key for entry in path]
+        if names[-1] != "kernel" or set(FLOAT_PARTS) & set(names):
+            return leaf
+        return fake_quantize_weights(leaf)
+
+    return jax.tree_util.tree_map_with_path(rounded, params)
+
+
+def _intercept(
+    method: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: nn.module.InterceptorContext,
+) -> Any:
+    """Round what enters a convolution, and what leaves one without a ReLU after it."""
+    module = context.module
+    if context.method_name != "__call__" or set(FLOAT_PARTS) & set(module.path):
+        return method(*args, **kwargs)
+    if isinstance(module, _CONVOLUTIONS):
+        return method(fake_quantize_activations(args[0]), *args[1:], **kwargs)
+    result = method(*args, **kwargs)
+    if isinstance(module, BatchNorm) and not _relu_follows(module):
+        return fake_quantize_activations(result)
+    return result
+
+
+def _relu_follows(norm: BatchNorm) -> bool:
+    """Say whether a batch norm's output goes into a ReLU.
+
+    Such an output is rounded where it enters the next convolution, after the ReLU.
+    """
+    if norm.name == "project_bn":
+        return False
+    parent = norm.parent
+    if isinstance(parent, mobilenet_v3.InvertedResidual):
+        return not parent.block.hard_swish
+    return isinstance(
+        parent, efficientnet_lite.InvertedResidual | efficientnet_lite.EfficientNetLite
+    )

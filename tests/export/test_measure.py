@@ -1,0 +1,47 @@
+"""What exporting cost: counted by hand."""
+
+import numpy as np
+import pytest
+
+from export import measure
+from mela_jax.evaluation.scores import Predictions
+
+
+def answers(labels, scores) -> measure.Answers:
+    names = [f"i{i}" for i in range(len(labels))]
+    score = np.asarray(scores, np.float64)
+    predictions = Predictions(names, names, np.asarray(labels), score)
+    return measure.Answers(np.log(score / (1 - score)), predictions)
+
+
+def test_flips_are_counted_by_what_they_do():
+    labels = [1, 1, 1, 1, 0, 0, 0, 0]
+    before = answers(labels, [0.9, 0.8, 0.2, 0.6, 0.7, 0.1, 0.3, 0.55])
+    after = answers(labels, [0.9, 0.4, 0.7, 0.6, 0.2, 0.6, 0.3, 0.45])
+    found = measure._against(before, after, float_threshold=0.5, threshold=0.4)
+    kept = found["at_float_threshold"]
+    assert kept["flips"] == {
+        "all": 5,
+        "melanomas_now_missed": 1,
+        "melanomas_now_flagged": 1,
+        "others_now_flagged": 1,
+        "others_now_let_pass": 2,
+    }
+    assert kept["sensitivity"] == 3 / 4
+    assert kept["specificity"] == 3 / 4
+    # At its own threshold 0.4 the file flags the second melanoma and the last other.
+    assert found["flips"]["all"] == 3
+    assert found["flips"]["melanomas_now_missed"] == 0
+    difference = after.logits - before.logits
+    assert found["logit_max"] == np.abs(difference).max()
+    assert found["logit_rmse"] == pytest.approx(np.std(difference, mean=0.0))
+
+
+@pytest.mark.parametrize(
+    "auc, specificity, within",
+    [(0.005, 0.02, True), (0.006, 0.0, False), (0.0, 0.03, False), (-1, -1, True)],
+)
+def test_the_tolerance_is_for_both_figures(auc, specificity, within):
+    tolerance = measure.Tolerance(roc_auc=0.005, specificity=0.02)
+    loss = {"roc_auc": auc, "specificity": specificity}
+    assert measure.is_within(loss, tolerance) is within

@@ -1,0 +1,67 @@
+"""Quantized files: what they are calibrated with and what stays float in them."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export import quantize
+from mela_jax.tflite import PhoneModel
+from tflite_bench.graph import read_graph
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(256, 600))
+def test_calibration_rows_are_balanced_and_from_the_split(melanomas, others, count):
+    labels = np.zeros(2000, np.int32)
+    split = np.arange(2000)[::2][: melanomas + others]
+    labels[split[:melanomas]] = 1
+    found = quantize.choose_calibration_rows(split, labels, count=count, seed=3)
+    assert len(found) == len(set(found)) == min(count, len(split))
+    assert set(found) <= set(split)
+    num_melanomas = labels[found].sum()
+    assert num_melanomas >= min(melanomas, count // 2)
+    assert 0 < num_melanomas < len(found)
+    if melanomas >= count // 2 and others >= count - count // 2:
+        assert num_melanomas == count // 2
+
+
+def test_calibration_rows_follow_the_seed():
+    labels = np.arange(1000) % 5 == 0
+    choose = quantize.choose_calibration_rows
+    first, again, other = (
+        choose(np.arange(1000), labels, count=256, seed=seed) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert set(first) != set(other)
+
+
+def test_ranges_are_the_extremes_of_all_images(exported):
+    content = (exported / "student_float32.tflite").read_bytes()
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (5, 32, 32, 3), np.uint8)
+    ranges = quantize.calibrate(content, images)
+    # The input is one of the few tensors whose values are seen from outside.
+    name = next(name for name in ranges if "image" in name)
+    assert ranges[name]["min"] == images.min()
+    assert ranges[name]["max"] == images.max()
+
+
+def test_int8_is_one_piece_with_its_ends_in_float(exported):
+    content = (exported / "student_int8.tflite").read_bytes()
+    found = read_graph(content)
+    assert found.partitions == 1
+    assert found.outside == {}
+    assert found.operations["QUANTIZE"] > 5
+    logits, _ = PhoneModel(content, source="int8").score(
+        np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    )
+    assert len(set(logits)) == 40  # an 8-bit logit would have ties
+
+
+def test_quantized_files_are_smaller(exported):
+    size = {
+        mode: (exported / f"student_{mode}.tflite").stat().st_size
+        for mode in ("float32", "float16", "weight_int8", "int8")
+    }
+    assert size["float16"] < 0.56 * size["float32"]
+    assert size["int8"] < 0.4 * size["float32"]
+    assert size["weight_int8"] < 0.4 * size["float32"]

@@ -1,0 +1,236 @@
+"""The export as its user runs it: what it writes, and what it refuses."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix, roc_auc_score
+
+from export import to_tflite
+from export.finished import open_run
+from mela_jax.data.image_io import load_square
+from mela_jax.errors import UserError
+from mela_jax.tflite import PhoneModel, read_metadata
+from tests.job import Job
+from tests.test_main_job import read_json, read_table
+
+MODES = ("float32", "float16", "weight_int8", "int8")
+
+
+@pytest.fixture(scope="module")
+def files(exported: Path) -> dict:
+    return read_json(exported / "metrics.json")["files"]
+
+
+@pytest.fixture(scope="module")
+def answers(job: Job, exported: Path):
+    """Score a split with a file, reading images and model without the export."""
+
+    def score(name: str, split: str):
+        model = PhoneModel((exported / name).read_bytes(), source=name)
+        table = read_table(exported.parent / "splits.csv")
+        rows = [row for row in table if row["split"] == split]
+        paths = {path.name: path for path in job.data.rglob("*.png")}
+        images = np.stack(
+            [load_square(paths[r["image_id"]], size=32, crop="center") for r in rows]
+        )
+        logits, scores = model.score(images)
+        return np.array([int(row["label"]) for row in rows]), logits, scores
+
+    return score
+
+
+def test_all_modes_are_written_with_what_they_are(exported, files):
+    assert list(files) == [f"student_{mode}.tflite" for mode in MODES]
+    for name, entry in files.items():
+        content = (exported / name).read_bytes()
+        assert entry["bytes"] == len(content)
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        inside = read_metadata(content)
+        beside = read_json((exported / name).with_suffix(".json"))
+        assert {k: beside[k] for k in ("file", "bytes", "sha256")} == {
+            k: entry[k] for k in ("file", "bytes", "sha256")
+        }
+        assert inside == {k: beside[k] for k in inside}
+        point = inside["operating_point"]
+        assert point["threshold"] == entry["val"]["operating_point"]["threshold"]
+        assert (
+            point["test"]["specificity"]
+            == (entry["test"]["operating_point"]["specificity"])
+        )
+        assert inside["labels"] == ["not_melanoma", "melanoma"]
+        assert inside["input"]["crop"] == "center"
+        assert inside["training_data"]["made_up"] is True
+        run = read_json(exported.parent / "config.json")
+        for key in ("fingerprint", "images", "melanomas"):
+            assert inside["training_data"][key] == run["data"][key]
+        assert "not a diagnosis" in inside["not_a_diagnosis"].lower()
+
+
+def test_the_figures_are_those_of_the_file(files, answers):
+    for name, entry in files.items():
+        labels, _, scores = answers(name, "val")
+        threshold = entry["val"]["operating_point"]["threshold"]
+        # By trial: the highest score at which enough melanomas are flagged.
+        melanomas = scores[labels == 1]
+        assert threshold == max(t for t in scores if np.mean(melanomas >= t) >= 0.95)
+        for split in ("val", "test"):
+            labels, _, scores = answers(name, split)
+            counts = entry[split]["operating_point"]["confusion"]
+            (tn, fp), (fn, tp) = confusion_matrix(labels, scores >= threshold)
+            assert counts == {"tp": tp, "fp": fp, "tn": tn, "fn": fn}
+            auc = roc_auc_score(labels, scores)
+            assert entry[split]["roc_auc"]["value"] == pytest.approx(auc)
+
+
+def test_the_float_file_is_the_network_and_int8_is_near(exported, files, answers):
+    report = read_json(exported.parent / "report" / "metrics.json")
+    threshold = report["models"]["student"]["val"]["operating_point"]["threshold"]
+    for name, entry in files.items():
+        for split in ("val", "test"):
+            path = exported.parent / "predictions" / f"student_{split}.csv"
+            before = np.array([float(row["score"]) for row in read_table(path)])
+            labels, logits, scores = answers(name, split)
+            against = entry[split]["against_float"]
+            worst = np.abs(logits - np.log(before / (1 - before))).max()
+            assert against["logit_max"] == pytest.approx(worst, abs=1e-5)
+            if name == "student_float32.tflite":
+                assert worst <= 1e-4
+            assert entry["float_threshold"] == threshold
+            own = entry["val"]["operating_point"]["threshold"]
+            flips = np.sum((before >= threshold) != (scores >= own))
+            assert against["flips"]["all"] == flips
+            kept = against["at_float_threshold"]
+            assert kept["sensitivity"] == np.mean(scores[labels == 1] >= threshold)
+            assert kept["flips"]["all"] == np.sum(
+                (before >= threshold) != (scores >= threshold)
+            )
+
+
+def test_the_report_names_every_file(exported, files):
+    text = (exported / "report.md").read_text()
+    assert "MADE-UP LESIONS" in text and "not a diagnosis" in text
+    for name in files:
+        assert f"| {name} |" in text
+    assert "calibrated on" in text
+
+
+@pytest.fixture(scope="module")
+def run(exported):
+    return open_run(exported.parent, "baseline", data_dir=None)
+
+
+def options_for(workdir: Path, *arguments: str):
+    return to_tflite._parse([f"--workdir={workdir}", *arguments])
+
+
+def test_int8_falls_back_until_it_is_within_the_tolerance(run, tmp_path):
+    # No file can gain this much: all four ways are tried, and it is said that the last
+    # one is not within the tolerance either.
+    options = options_for(
+        tmp_path, "--max_auc_loss=-2", "--model=baseline", "--input=uint8"
+    )
+    job = to_tflite.Export(run, options, tmp_path)
+    metrics = job.write(["int8"])
+    entry = metrics["files"]["baseline_int8.tflite"]
+    assert [attempt["recipe"] for attempt in entry["attempts"]] == [
+        "int8",
+        "int8_more_float",
+        "weight_int8",
+        "float16",
+    ]
+    assert not any(attempt["within_tolerance"] for attempt in entry["attempts"])
+    assert entry["recipe"] == "float16" and entry["calibration"] is None
+    assert "NOT within" in (tmp_path / "report.md").read_text()
+    content = (tmp_path / "baseline_int8.tflite").read_bytes()
+    metadata = read_metadata(content)
+    assert metadata["recipe"] == "float16" and metadata["mode"] == "int8"
+    assert metadata["input"]["dtype"] == "uint8"
+
+    # A second export keeps the first one's files, unless they were changed.
+    options.max_auc_loss = 2.0
+    metrics = job.write(["float32"])
+    assert list(metrics["files"]) == ["baseline_int8.tflite", "baseline_float32.tflite"]
+    (tmp_path / "baseline_int8.tflite").write_bytes(content[:-1])
+    assert list(to_tflite._earlier_files(tmp_path)["files"]) == [
+        "baseline_float32.tflite"
+    ]
+    (tmp_path / "metrics.json").write_text('{"files"')
+    with pytest.raises(UserError, match="metrics.json: is damaged"):
+        job.write(["float32"])
+
+
+def test_a_conversion_that_went_wrong_is_not_written(run, tmp_path, monkeypatch):
+    from export import graph
+
+    original = graph.convert
+
+    def wrong(network, variables, **options):
+        head = variables["params"]["head"]["logits"]
+        head = head | {"bias": head["bias"] + 0.01}
+        params = variables["params"] | {"head": {"logits": head}}
+        return original(network, variables | {"params": params}, **options)
+
+    monkeypatch.setattr(graph, "convert", wrong)
+    with pytest.raises(UserError, match="answers differently from the network"):
+        to_tflite.Export(run, options_for(tmp_path), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def refusal(capsys, *arguments) -> str:
+    assert to_tflite.main([str(argument) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    complaints = [line for line in lines if line.startswith("error: ")]
+    assert len(complaints) == 1 and "Traceback" not in "".join(lines)
+    return complaints[0]
+
+
+@pytest.mark.parametrize("modes", ["int4", "float32,int9", "", ","])
+def test_an_unknown_mode_is_refused(tmp_path, capsys, modes):
+    line = refusal(capsys, f"--workdir={tmp_path}", f"--modes={modes}")
+    assert "float32,float16,weight_int8,int8" in line
+
+
+def test_workdirs_that_cannot_be_exported_are_refused(exported, tmp_path, capsys):
+    def copy(name: str) -> Path:
+        workdir = tmp_path / name
+        ignore = shutil.ignore_patterns("export", "checkpoints", "scalars")
+        shutil.copytree(exported.parent, workdir, ignore=ignore)
+        return workdir
+
+    line = refusal(capsys, f"--workdir={tmp_path / 'nowhere'}")
+    assert "there is no folder" in line
+
+    unfinished = copy("unfinished")
+    (unfinished / "report" / "metrics.json").unlink()
+    assert "is not finished" in refusal(capsys, f"--workdir={unfinished}")
+
+    without = copy("without")
+    shutil.rmtree(without / "teacher")
+    line = refusal(capsys, f"--workdir={without}", "--model=teacher")
+    assert "--model=teacher" in line and "has none" in line
+
+    resized = copy("resized")
+    path = resized / "student" / "model.json"
+    path.write_text(json.dumps(read_json(path) | {"image_size": 64}))
+    line = refusal(capsys, f"--workdir={resized}")
+    assert "image_size 64" in line and "32" in line
+
+    damaged = copy("damaged")
+    (damaged / "config.json").write_text("{")
+    assert "config.json: is missing or damaged" in refusal(
+        capsys, f"--workdir={damaged}"
+    )
+
+    moved = copy("moved")
+    config = read_json(moved / "config.json")
+    config["data"]["fingerprint"] = "0" * 64
+    (moved / "config.json").write_text(json.dumps(config))
+    line = refusal(capsys, f"--workdir={moved}")
+    assert "not the images that" in line and "--data_dir" in line
+
+    few = refusal(capsys, f"--workdir={damaged}", "--calibration_images=255")
+    assert "256 or more" in few

@@ -1,0 +1,132 @@
+"""Fake quantization against TensorFlow's, and where in a network it is applied."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mela_jax.models import fake_quant
+from mela_jax.models.zoo import create_model
+
+SIZE = 32
+
+
+def normal(*shape, scale=1.0, seed=0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, scale, shape).astype(np.float32)
+
+
+@given(st.floats(1e-3, 1e3), st.integers(0, 9))
+def test_weights_are_rounded_as_tensorflow_rounds_them(scale, seed):
+    kernel = normal(3, 3, 4, 5, scale=scale, seed=seed)
+    largest = np.abs(kernel).max((0, 1, 2))
+    expected = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+        kernel, -largest, largest, num_bits=8, narrow_range=True
+    )
+    found = fake_quant.fake_quantize_weights(jnp.asarray(kernel))
+    # A value half way between two levels may fall to either.
+    step = largest / 127
+    assert np.all(np.abs(found - expected) < 1.01 * step)
+    assert np.mean(np.abs(found - expected) > 1e-3 * step) < 0.01
+
+
+@pytest.mark.parametrize("shift", [-5.0, -0.3, 0.0, 0.7, 5.0])
+def test_activations_are_rounded_as_tensorflow_rounds_them(shift):
+    x = normal(2, 5, 5, 7) + np.float32(shift)
+    low, high = min(x.min(), 0), max(x.max(), 0)
+    expected = tf.quantization.fake_quant_with_min_max_args(
+        x, float(low), float(high), num_bits=8
+    )
+    found = fake_quant.fake_quantize_activations(jnp.asarray(x))
+    step = (high - low) / 255
+    assert np.all(np.abs(found - expected) < 1.01 * step)
+    assert np.mean(np.abs(found - expected) > 1e-2 * step) < 0.02
+
+
+def test_zero_stays_zero_and_a_relu_loses_no_level():
+    x = jnp.maximum(jnp.asarray(normal(1000)), 0)
+    found = fake_quant.fake_quantize_activations(x)
+    assert np.all(found[x == 0] == 0)
+    assert len(np.unique(np.round(found / (x.max() / 255)))) > 150
+
+
+def test_constant_tensors_are_left_alone():
+    for value in (0.0, 3.0, -2.0):
+        x = jnp.full((4, 4), value)
+        np.testing.assert_allclose(
+            fake_quant.fake_quantize_activations(x), x, rtol=1e-6
+        )
+        np.testing.assert_allclose(fake_quant.fake_quantize_weights(x), x, rtol=1e-6)
+
+
+def test_folding_batch_norm_and_rounding_commute():
+    kernel, factor = jnp.asarray(normal(3, 3, 4, 6)), jnp.asarray(normal(6, seed=1))
+    np.testing.assert_allclose(
+        fake_quant.fake_quantize_weights(kernel * factor),
+        fake_quant.fake_quantize_weights(kernel) * factor,
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    "rounding",
+    [fake_quant.fake_quantize_weights, fake_quant.fake_quantize_activations],
+)
+def test_the_gradient_passes_straight_through(rounding):
+    x = jnp.asarray(normal(6, 5))
+    weights = jnp.asarray(normal(6, 5, seed=3))
+    gradient = jax.grad(lambda x: jnp.sum(weights * rounding(x)))(x)
+    np.testing.assert_array_equal(gradient, weights)
+
+
+@pytest.fixture(scope="module", params=["mobilenet_v3_small", "efficientnet_lite0"])
+def network(request):
+    return create_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def variables(network):
+    image = jnp.zeros((1, SIZE, SIZE, 3))
+    init = jax.jit(lambda key: network.init(key, image, train=False))
+    return init(jax.random.key(0))
+
+
+def test_a_network_is_rounded_where_the_file_will_be(network, variables):
+    image = jnp.zeros((1, SIZE, SIZE, 3))
+    apply = fake_quant.make_fake_quantized(network)
+    program = jax.make_jaxpr(lambda v: apply(v, image, train=False))(variables)
+    plain = jax.make_jaxpr(lambda v: network.apply(v, image, train=False))(variables)
+    rounded = str(program).count(" round[") - str(plain).count(" round[")
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"]["body"])
+    names = [[entry.key for entry in path] for path, _ in leaves]
+    kept = [n for n in names if not set(fake_quant.FLOAT_PARTS) & set(n)]
+    kernels = sum(n[-1] == "kernel" for n in kept)
+    norms = [n[-2] for n in kept if n[-1] == "scale"]
+    if "squeeze_excite" in str(names):  # MobileNetV3: relu in blocks 1 and 2 only
+        loose = len(norms) - 4
+    else:
+        loose = norms.count("project_bn")
+    # One rounding for a kernel; two (zero point and value) for an activation.
+    assert rounded == kernels + 2 * kernels + 2 * loose
+
+
+def test_rounding_adds_no_variables_and_moves_the_logit_a_little(network, variables):
+    images = jnp.asarray(np.random.default_rng(1).uniform(0, 255, (8, SIZE, SIZE, 3)))
+    apply = fake_quant.make_fake_quantized(network)
+    rng = {"dropout": jax.random.key(0)}
+
+    def train(apply):
+        run = jax.jit(
+            lambda v: apply(v, images, train=True, mutable=["batch_stats"], rngs=rng)
+        )
+        return run(variables)
+
+    plain, plain_stats = train(network.apply)
+    rounded, rounded_stats = train(apply)
+    assert jax.tree.structure(plain_stats) == jax.tree.structure(rounded_stats)
+    difference = np.abs(plain.logits - rounded.logits)
+    spread = np.std(plain.logits)
+    assert 0 < difference.max() < spread

@@ -1,0 +1,162 @@
+"""Model files for the phone: what is read, what is refused, what the metadata keeps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+
+from mela_jax import tflite
+from mela_jax.errors import UserError
+
+METADATA = {
+    "version": tflite.METADATA_VERSION,
+    "input": {"crop": "pad"},
+    "operating_point": {"threshold": 0.125},
+    "note": "ärztlich",
+}
+
+
+@pytest.fixture(scope="module")
+def foreign() -> bytes:
+    """Return a whole TFLite model that has nothing to do with this project."""
+    signature = [tf.TensorSpec((1, 4), tf.float32, name="x")]
+    function = tf.function(lambda x: {"y": 2.0 * x}, input_signature=signature)
+    concrete = [function.get_concrete_function()]
+    return tf.lite.TFLiteConverter.from_concrete_functions(concrete).convert()
+
+
+@pytest.fixture(scope="module")
+def int8(exported: Path) -> bytes:
+    return (exported / "student_int8.tflite").read_bytes()
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (count, 32, 32, 3), np.uint8)
+
+
+def save(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return str(path)
+
+
+def without_metadata(content: bytes) -> bytes:
+    """Rename the metadata, which is then some other program's."""
+    assert content.count(tflite.METADATA_NAME.encode() + b"\0") == 1
+    return content.replace(b"mela_jax\0", b"mela_bug\0")
+
+
+def test_whole_files_are_read(tmp_path, foreign, int8):
+    for content in (foreign, int8):
+        path = save(tmp_path / "model.tflite", content)
+        assert tflite.read_model_file(path) == content
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.99, 0.9999])
+def test_a_file_that_was_cut_off_is_refused(tmp_path, int8, share):
+    path = save(tmp_path / "model.tflite", int8[: int(share * len(int8))])
+    with pytest.raises(UserError, match=r"model\.tflite: is (damaged|not a TFLite)"):
+        tflite.read_model_file(path)
+
+
+def test_buffers_outside_the_flatbuffer_count_as_part_of_the_file(tmp_path, foreign):
+    # The converter of models above 2 GB, and litert-quantizer, write such buffers.
+    model = tflite.flatbuffer_utils.read_model_from_bytearray(foreign)
+    buffer = next(b for b in model.buffers if b.data is not None)
+    buffer.data, buffer.offset, buffer.size = None, len(foreign) + 64, 4
+    packed = bytes(tflite.flatbuffer_utils.convert_object_to_bytearray(model))
+    with pytest.raises(UserError, match="is damaged"):
+        tflite.read_model_file(save(tmp_path / "model.tflite", packed))
+
+
+def test_other_files_are_refused(tmp_path):
+    text = save(tmp_path / "text.tflite", b"no model at all")
+    for path, complaint in (
+        (text, "is not a TFLite model"),
+        (tmp_path, "cannot be read"),
+        (tmp_path / "absent.tflite", "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            tflite.read_model_file(path)
+
+
+def test_metadata_comes_back_and_changes_no_answer(int8):
+    content = tflite.add_metadata(without_metadata(int8), METADATA)
+    assert tflite.read_metadata(content) == METADATA
+    before = tflite.PhoneModel(int8, source="before").score(images(8))
+    after = tflite.PhoneModel(content, source="after").score(images(8))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_new_metadata_take_the_place_of_old(int8):
+    content = tflite.add_metadata(int8, METADATA)
+    assert tflite.read_metadata(content) == METADATA
+    assert tflite.add_metadata(content, METADATA) == content
+
+
+def test_a_model_without_metadata_has_none(foreign, int8):
+    assert tflite.read_metadata(foreign) is None
+    assert tflite.read_metadata(without_metadata(int8)) is None
+
+
+def test_metadata_of_another_version_are_refused(foreign):
+    content = tflite.add_metadata(foreign, {"version": 99})
+    with pytest.raises(UserError, match="has version 99"):
+        tflite.read_metadata(content)
+    content = tflite.add_metadata(foreign, {"version": 1}).replace(b'"ver', b'"_er')
+    with pytest.raises(UserError, match="is damaged"):
+        tflite.read_metadata(content)
+
+
+def test_scores_are_those_of_a_plain_interpreter(int8):
+    model = tflite.PhoneModel(int8, source="int8")
+    assert model.image_size == 32
+    logits, probabilities = model.score(images(4))
+    interpreter = Interpreter(model_content=int8, num_threads=1)
+    runner = interpreter.get_signature_runner()
+    for i, image in enumerate(images(4)):
+        answer = runner(image=image[None].astype(np.float32))
+        assert logits[i] == answer["logit"][0]
+        assert probabilities[i] == answer["probability"][0]
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), atol=1e-6)
+
+
+def test_a_model_of_another_kind_is_refused(foreign):
+    with pytest.raises(UserError, match="m: is a TFLite model, but not one of mela"):
+        tflite.PhoneModel(foreign, source="m")
+
+
+def test_the_scorer_knows_its_crop_and_threshold(tmp_path, int8):
+    path = save(tmp_path / "m.tflite", tflite.add_metadata(int8, METADATA))
+    scorer = tflite.Scorer(path, crop=None)
+    assert (scorer.crop, scorer.threshold, scorer.image_size) == ("pad", 0.125, 32)
+    expected = tflite.PhoneModel(int8, source="m").score(images(3))[1]
+    np.testing.assert_array_equal(scorer.score(images(3)), expected)
+    assert tflite.Scorer(path, crop="pad").crop == "pad"
+    with pytest.raises(UserError, match="--crop=center: .* crop pad"):
+        tflite.Scorer(path, crop="center")
+
+
+def test_without_metadata_the_scorer_asks_for_what_it_lacks(tmp_path, int8):
+    path = save(tmp_path / "m.tflite", without_metadata(int8))
+    with pytest.raises(UserError, match="--threshold"):
+        _ = tflite.Scorer(path, crop="center").threshold
+    with pytest.raises(UserError, match="--crop"):
+        _ = tflite.Scorer(path, crop=None).crop
+    assert tflite.Scorer(path, crop="center").crop == "center"
+
+
+def test_it_brings_in_neither_jax_nor_tensorflow(tmp_path, int8):
+    path = save(tmp_path / "m.tflite", int8)
+    code = (
+        "import sys; from mela_jax.tflite import Scorer; "
+        f"Scorer({json.dumps(path)}, crop=None); "
+        "heavy = {'jax', 'flax', 'tensorflow', 'keras'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
