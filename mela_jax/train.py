@@ -183,7 +183,7 @@ def fit(
     # Steps before the rounding of an int8 file sets in.
     float_steps = (stage.epochs - qat_epochs) * steps_per_epoch
 
-    def make_step(*, fake_quantize: bool) -> Any:
+    def make_step(*, fake_quantize: bool) -> steps.TrainStep:
         step_fn = steps.make_train_step(
             model,
             optimizer,
