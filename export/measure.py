@@ -7,9 +7,10 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from export.finished import FinishedRun
+from mela_jax.evaluation.measure import evaluate_model, selection_metrics
 from mela_jax.evaluation.operating_point import confusion
-from mela_jax.evaluation.report import evaluate_model, selection_metrics
 from mela_jax.evaluation.scores import Predictions
+from mela_jax.pipeline import evaluation_settings
 from mela_jax.tflite import PhoneModel
 
 SPLITS = ("val", "test")
@@ -105,9 +106,7 @@ def measure(
     figures = evaluate_model(
         file["val"].predictions,
         file["test"].predictions,
-        target=run.config.target_sensitivity,
-        num_bootstrap=run.config.num_bootstrap,
-        seed=run.config.seed,
+        evaluation_settings(run.config),
     )
     for split in SPLITS:
         threshold = figures[split]["operating_point"]["threshold"]

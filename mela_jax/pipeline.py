@@ -558,6 +558,19 @@ def probability(logits: np.ndarray) -> np.ndarray:
     return expit(logits.astype(np.float64))
 
 
+def evaluation_settings(config: ConfigDict) -> Settings:
+    """Return how the configuration wants a model judged."""
+    return Settings(
+        target=config.target_sensitivity,
+        policy=config.evaluation.threshold_policy,
+        delta=config.evaluation.guarantee_delta,
+        prevalences=tuple(config.evaluation.prevalences),
+        calibration=config.evaluation.calibration,
+        num_bootstrap=config.num_bootstrap,
+        seed=config.seed,
+    )
+
+
 def report(
     config: ConfigDict,
     workdir: Path,
@@ -569,15 +582,7 @@ def report(
     if not parallel.is_main_process():
         parallel.wait_for_all("report")
         return json.loads((workdir / "report" / "metrics.json").read_text())
-    settings = Settings(
-        target=config.target_sensitivity,
-        policy=config.evaluation.threshold_policy,
-        delta=config.evaluation.guarantee_delta,
-        prevalences=tuple(config.evaluation.prevalences),
-        calibration=config.evaluation.calibration,
-        num_bootstrap=config.num_bootstrap,
-        seed=config.seed,
-    )
+    settings = evaluation_settings(config)
     measured = {
         name: {
             "name": model.description["model"],

@@ -88,12 +88,12 @@ class Settings:
         ):
             if value not in choices:
                 raise UserError(f"{name} {value!r} is none of {', '.join(choices)}")
-        for name, value in (
+        for name, share in (
             ("delta", self.delta),
             *(("prevalence", p) for p in self.prevalences),
         ):
-            if not 0 < value < 1:
-                raise UserError(f"{name} {value} is not above 0 and below 1")
+            if not 0 < share < 1:
+                raise UserError(f"{name} {share} is not above 0 and below 1")
         if not 0 < self.target <= 1:
             raise UserError(f"target sensitivity {self.target} is not in (0, 1]")
         if self.num_bootstrap < 1:

@@ -151,4 +151,5 @@ def decision_curve_columns(
     at = np.asarray(thresholds)
     odds = at / (1 - at)
     flagged = probabilities[:, None] >= at[None]
-    return flagged * np.where(label[:, None] == 1, 1.0, -odds[None])
+    gain: FloatArray = np.where(label[:, None] == 1, 1.0, -odds[None])
+    return np.where(flagged, gain, 0.0)

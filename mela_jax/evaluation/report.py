@@ -267,7 +267,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    files = {"metavar": "CSV", "action": "append"}
+    files: dict[str, Any] = {"metavar": "CSV", "action": "append"}
     add("--val", required=True, help="scores on validation; again: pooled", **files)
     add("--test", required=True, help="scores on the test set; again: pooled", **files)
     add("--output", required=True, metavar="DIR", help="folder of the report")
