@@ -566,7 +566,7 @@ def test_the_whole_job_killed_in_an_epoch_ends_as_with_the_teacher_in_the_step(
             for folder in (tmp_path / "run", finished)
         )
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    report = (tmp_path / "run" / "report" / "report.md").read_text()
+    report = (tmp_path / "run" / "report" / "report.html").read_text()
     assert "views of an image" in report
 
 
