@@ -108,8 +108,8 @@ def _lines(metrics: Mapping[str, Any]) -> Iterator[str]:
 def _story(file: Mapping[str, Any]) -> str:
     """Say how a file was made, and what was tried before."""
     text = f"{file['network']} ({file['model']}), recipe {file['recipe']}"
-    if file["calibration"]:
-        calibration = file["calibration"]
+    if file["quantization_calibration"]:
+        calibration = file["quantization_calibration"]
         text += (
             f"; calibrated on {calibration['images']} training images "
             f"({calibration['melanomas']} melanomas, seed {calibration['seed']})"

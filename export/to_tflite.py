@@ -157,7 +157,7 @@ class Export:
             "mode": mode,
             "recipe": made["recipe"],
             "attempts": made["attempts"],
-            "calibration": made["calibration"],
+            "quantization_calibration": made["calibration"],
             "made_up_data": described["training_data"]["made_up"],
             "input": self._options.input,
             "float_threshold": run.threshold,

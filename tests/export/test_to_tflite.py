@@ -143,7 +143,7 @@ def test_int8_falls_back_until_it_is_within_the_tolerance(run, tmp_path):
         "float16",
     ]
     assert not any(attempt["within_tolerance"] for attempt in entry["attempts"])
-    assert entry["recipe"] == "float16" and entry["calibration"] is None
+    assert entry["recipe"] == "float16" and entry["quantization_calibration"] is None
     assert "NOT within" in (tmp_path / "report.md").read_text()
     content = (tmp_path / "baseline_int8.tflite").read_bytes()
     metadata = read_metadata(content)
