@@ -141,7 +141,8 @@ def evaluate_model(
     Returns:
         "val" and "test": figures of the split, see `docs/evaluation.md` for each;
         "policy"; "thresholds": policy -> threshold, None where the guarantee takes more
-        melanomas than validation has; "guarantee"; "calibration": the fitted map, or
+        melanomas than validation has; "guarantee", by lesion, and what it would be by
+        image; "calibration": the fitted map, or
         None. Every rate is {value, low, high} with a 95 % interval, its value None
         where it is undefined (nobody flagged: PPV).
 
@@ -152,15 +153,18 @@ def evaluate_model(
     require_both_classes(val.label, "val")
     require_both_classes(test.label, "test")
     refuse_shared(val, test)
-    guarantee = None
-    if settings.target < 1:
-        guarantee = guarantee_threshold(
+    guarantee, by_image = (
+        guarantee_threshold(
             val.label,
             val.score,
-            val.lesion_id,
+            lesions,
             target=settings.target,
             delta=settings.delta,
         )
+        if settings.target < 1
+        else None
+        for lesions in (val.lesion_id, None)
+    )
     thresholds = {
         "empirical": choose_threshold(val.label, val.score, target=settings.target),
         "guaranteed": guarantee.threshold if guarantee else None,
@@ -182,6 +186,7 @@ def evaluate_model(
         "policy": settings.policy,
         "thresholds": thresholds,
         "guarantee": asdict(guarantee) if guarantee else None,
+        "guarantee_if_images_were_independent": asdict(by_image) if by_image else None,
         "calibration": asdict(calibration) if calibration else None,
     }
 
