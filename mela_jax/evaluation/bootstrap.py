@@ -274,9 +274,17 @@ def paired_difference(
     right_a, right_b = flags_a == (label == 1), flags_b == (label == 1)
     gain = right_a.astype(np.float64) - right_b
     columns = np.column_stack([gain * label, gain * (1 - label), label, 1 - label])
-    options = {"num_bootstrap": num_bootstrap, "seed": seed}
-    drawn_a = bootstrap(label, lesion_ids, score_a, columns=columns, **options)
-    drawn_b = bootstrap(label, lesion_ids, score_b, **options)
+    drawn_a, drawn_b = (
+        bootstrap(
+            label,
+            lesion_ids,
+            score,
+            num_bootstrap=num_bootstrap,
+            seed=seed,
+            columns=columns,
+        )
+        for score in (score_a, score_b)
+    )
 
     def figure(
         observed: FloatArray, replicates: FloatArray, p: float, test: str

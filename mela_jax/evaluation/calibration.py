@@ -8,7 +8,6 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -196,7 +195,7 @@ def calibration_figures(
     """
     label = split.label
     of_image = adaptive_bins(probabilities)
-    bins = []
+    bins: list[dict[str, Any]] = []
     for number in np.unique(of_image):
         held = of_image == number
         share = wilson(int(label[held].sum()), int(held.sum()))
@@ -231,7 +230,7 @@ def _coefficient(
     label: IntArray,
     exog: FloatArray,
     offset: FloatArray | None,
-    groups: Sequence[int] | None,
+    groups: npt.NDArray[np.integer] | None,
 ) -> Interval | dict[str, float | None]:
     """Return the last coefficient of a logistic regression with its interval."""
     with warnings.catch_warnings():

@@ -150,5 +150,5 @@ def decision_curve_columns(
     """
     at = np.asarray(thresholds)
     odds = at / (1 - at)
-    flagged = probabilities[:, None] >= at[None]
+    flagged = (probabilities[:, None] >= at[None]).astype(np.float64)
     return flagged * np.where(label[:, None] == 1, 1.0, -odds[None])

@@ -118,7 +118,7 @@ def false_alarms_by_diagnosis(
     dx = np.asarray([text or UNKNOWN for text in split.details["dx"]])
     other = split.label == 0
     alarms = int((flagged & other).sum())
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "dx": str(name),
             "flagged": int((flagged & other & (dx == name)).sum()),
