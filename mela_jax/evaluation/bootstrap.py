@@ -8,7 +8,6 @@ for a chunk of replicates at a time: each is a row of weights on the sorted scor
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import TypedDict
 
 import numpy as np
@@ -275,9 +274,17 @@ def paired_difference(
     right_a, right_b = flags_a == (label == 1), flags_b == (label == 1)
     gain = right_a.astype(np.float64) - right_b
     columns = np.column_stack([gain * label, gain * (1 - label), label, 1 - label])
-    draw = partial(bootstrap, num_bootstrap=num_bootstrap, seed=seed)
-    drawn_a = draw(label, lesion_ids, score_a, columns=columns)
-    drawn_b = draw(label, lesion_ids, score_b)
+    drawn_a, drawn_b = (
+        bootstrap(
+            label,
+            lesion_ids,
+            score,
+            num_bootstrap=num_bootstrap,
+            seed=seed,
+            columns=columns,
+        )
+        for score in (score_a, score_b)
+    )
 
     def figure(
         observed: FloatArray, replicates: FloatArray, p: float, test: str

@@ -230,7 +230,7 @@ def _coefficient(
     label: IntArray,
     exog: FloatArray,
     offset: FloatArray | None,
-    groups: IntArray | None,
+    groups: npt.NDArray[np.integer] | None,
 ) -> Interval | dict[str, float | None]:
     """Return the last coefficient of a logistic regression with its interval."""
     with warnings.catch_warnings():

@@ -12,7 +12,6 @@ from mela_jax.errors import UserError
 from mela_jax.evaluation.bootstrap import (
     Resampled,
     bootstrap,
-    paired_difference,
     percentile_interval,
 )
 from mela_jax.evaluation.calibration import (
@@ -82,18 +81,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name, value, choices in (
+        for name, choice, choices in (
             ("threshold policy", self.policy, POLICIES),
             ("calibration", self.calibration, CALIBRATIONS),
         ):
-            if value not in choices:
-                raise UserError(f"{name} {value!r} is none of {', '.join(choices)}")
-        for name, share in (
+            if choice not in choices:
+                raise UserError(f"{name} {choice!r} is none of {', '.join(choices)}")
+        for name, value in (
             ("delta", self.delta),
             *(("prevalence", p) for p in self.prevalences),
         ):
-            if not 0 < share < 1:
-                raise UserError(f"{name} {share} is not above 0 and below 1")
+            if not 0 < value < 1:
+                raise UserError(f"{name} {value} is not above 0 and below 1")
         if not 0 < self.target <= 1:
             raise UserError(f"target sensitivity {self.target} is not in (0, 1]")
         if self.num_bootstrap < 1:
@@ -141,7 +140,8 @@ def evaluate_model(
     Returns:
         "val" and "test": figures of the split, see `docs/evaluation.md` for each;
         "policy"; "thresholds": policy -> threshold, None where the guarantee takes more
-        melanomas than validation has; "guarantee"; "calibration": the fitted map, or
+        melanomas than validation has; "guarantee", by lesion, and what it would be by
+        image; "calibration": the fitted map, or
         None. Every rate is {value, low, high} with a 95 % interval, its value None
         where it is undefined (nobody flagged: PPV).
 
@@ -152,15 +152,18 @@ def evaluate_model(
     require_both_classes(val.label, "val")
     require_both_classes(test.label, "test")
     refuse_shared(val, test)
-    guarantee = None
-    if settings.target < 1:
-        guarantee = guarantee_threshold(
+    guarantee, by_image = (
+        guarantee_threshold(
             val.label,
             val.score,
-            val.lesion_id,
+            lesions,
             target=settings.target,
             delta=settings.delta,
         )
+        if settings.target < 1
+        else None
+        for lesions in (val.lesion_id, None)
+    )
     thresholds = {
         "empirical": choose_threshold(val.label, val.score, target=settings.target),
         "guaranteed": guarantee.threshold if guarantee else None,
@@ -182,56 +185,8 @@ def evaluate_model(
         "policy": settings.policy,
         "thresholds": thresholds,
         "guarantee": asdict(guarantee) if guarantee else None,
+        "guarantee_if_images_were_independent": asdict(by_image) if by_image else None,
         "calibration": asdict(calibration) if calibration else None,
-    }
-
-
-def compare(
-    a: Predictions,
-    b: Predictions,
-    settings: Settings,
-    *,
-    threshold_a: float,
-    threshold_b: float,
-    names: tuple[str, str] = ("a", "b"),
-) -> dict[str, Any]:
-    """Compare two models on the same test images, in any order; a minus b.
-
-    Args:
-        a: scores of a.
-        b: scores of b.
-        settings: replicates and seed.
-        threshold_a: frozen operating point of a.
-        threshold_b: frozen operating point of b.
-        names: of the models, for messages.
-
-    Returns:
-        "split": "test", and the three differences of `bootstrap.paired_difference`,
-        each with "shown": whether the interval leaves out zero **and** p is below 0.05.
-
-    Raises:
-        UserError: the images or their labels differ, or there is one class only.
-    """
-    differences = paired_difference(
-        a.label,
-        a.lesion_id,
-        a.score,
-        _in_order_of(a, b, names),
-        threshold_a=threshold_a,
-        threshold_b=threshold_b,
-        num_bootstrap=settings.num_bootstrap,
-        seed=settings.seed,
-    )
-    return {
-        "split": "test",
-        **{
-            name: {
-                **figure,  # type: ignore[dict-item]
-                "shown": (figure["low"] > 0 or figure["high"] < 0)  # type: ignore[index]
-                and figure["p"] < 0.05,  # type: ignore[index]
-            }
-            for name, figure in differences.items()
-        },
     }
 
 
@@ -493,24 +448,3 @@ def _images(
         }
         for row in rows.tolist()
     ]
-
-
-def _in_order_of(
-    first: Predictions, second: Predictions, names: tuple[str, str]
-) -> npt.NDArray[np.float64]:
-    """Return the scores of `second` in the image order of `first`."""
-    row = {image_id: i for i, image_id in enumerate(second.image_id)}
-    if set(row) != set(first.image_id):
-        difference = len(set(row) ^ set(first.image_id))
-        raise UserError(
-            f"test predictions of {names[0]} and {names[1]} differ in "
-            f"{difference} image(s); score both models on the same images"
-        )
-    order = np.asarray([row[image_id] for image_id in first.image_id])
-    wrong = np.flatnonzero(second.label[order] != first.label)
-    if wrong.size:
-        raise UserError(
-            f"test predictions of {names[0]} and {names[1]} disagree on the label "
-            f"of {first.image_id[int(wrong[0])]}; score both on the same data"
-        )
-    return second.score[order]

@@ -81,7 +81,7 @@ def draw_decision_curve(curve: Mapping[str, Sequence[float]], *, title: str) -> 
     axes.plot(at, curve["net_benefit"], color=VERMILION, linewidth=2, label="model")
     axes.plot(at, curve["treat_all"], color=BLUE, linestyle="--", label="examine all")
     axes.axhline(0, color=BLACK, linewidth=1, linestyle=":", label="examine none")
-    top = max(curve["high"])
+    top = max(*curve["high"], *curve["treat_all"], 0.01)
     axes.set_ylim(-0.25 * top, 1.1 * top)
     axes.set_xlim(0, max(at))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))

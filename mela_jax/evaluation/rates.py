@@ -150,6 +150,5 @@ def decision_curve_columns(
     """
     at = np.asarray(thresholds)
     odds = at / (1 - at)
-    flagged = probabilities[:, None] >= at[None]
-    gain: FloatArray = np.where(label[:, None] == 1, 1.0, -odds[None])
-    return np.where(flagged, gain, 0.0)
+    flagged = (probabilities[:, None] >= at[None]).astype(np.float64)
+    return flagged * np.where(label[:, None] == 1, 1.0, -odds[None])

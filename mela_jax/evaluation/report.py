@@ -23,14 +23,10 @@ from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
 from mela_jax.evaluation import plots
 from mela_jax.evaluation.checklist import ABOUT
+from mela_jax.evaluation.compare import compare
 from mela_jax.evaluation.contact import MAX_ALARMS, find_images, thumbnails
 from mela_jax.evaluation.isic import read_scores
-from mela_jax.evaluation.measure import (
-    CALIBRATIONS,
-    Settings,
-    compare,
-    evaluate_model,
-)
+from mela_jax.evaluation.measure import CALIBRATIONS, Settings, evaluate_model
 from mela_jax.evaluation.operating_point import POLICIES
 from mela_jax.evaluation.page import Plot, find_leader, model_label, render
 from mela_jax.evaluation.plots_clinical import (
@@ -267,14 +263,32 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    files: dict[str, Any] = {"metavar": "CSV", "action": "append"}
-    add("--val", required=True, help="scores on validation; again: pooled", **files)
-    add("--test", required=True, help="scores on the test set; again: pooled", **files)
+    add(
+        "--val",
+        required=True,
+        action="append",
+        metavar="CSV",
+        help="scores on validation; again: pooled",
+    )
+    add(
+        "--test",
+        required=True,
+        action="append",
+        metavar="CSV",
+        help="scores on the test set; again: pooled",
+    )
     add("--output", required=True, metavar="DIR", help="folder of the report")
     add("--val-truth", metavar="CSV", help="ISIC ground truth of --val")
     add("--test-truth", metavar="CSV", help="ISIC ground truth of --test")
-    add("--other-val", help="the same of a model to compare with", **files)
-    add("--other-test", help="the same of a model to compare with", **files)
+    add(
+        "--other-val", action="append", metavar="CSV", help="likewise, of another model"
+    )
+    add(
+        "--other-test",
+        action="append",
+        metavar="CSV",
+        help="likewise, of another model",
+    )
     add("--metadata", metavar="CSV", help="image_id and lesion_id, age, sex, dx, ...")
     add("--images", metavar="DIR", help="the images, to show those it got wrong")
     add("--about", metavar="JSON", help=f"texts for the model card: {', '.join(ABOUT)}")

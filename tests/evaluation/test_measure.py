@@ -12,10 +12,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mela_jax.errors import UserError
+from mela_jax.evaluation.compare import compare
 from mela_jax.evaluation.measure import (
     SENSITIVITIES,
     Settings,
-    compare,
     evaluate_model,
     selection_metrics,
 )
