@@ -1,5 +1,6 @@
 """The whole job, as its user runs it: what it leaves behind, and that it repeats."""
 
+import copy
 import csv
 import dataclasses
 import json
@@ -210,7 +211,7 @@ def test_every_difference_follows_from_the_predictions(
         for rows in replicates(lesions, num=100, seed=0)
         if 0 < labels[rows].sum() < len(rows)
     ]
-    found = dict(metrics["comparisons"][f"student_minus_{other}"])
+    found = copy.deepcopy(metrics["comparisons"][f"student_minus_{other}"])
     assert found.pop("split") == "test"
     for name, value in figures(np.arange(len(labels))).items():
         low, high = limits([row[name] for row in kept])

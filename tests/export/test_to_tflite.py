@@ -194,7 +194,12 @@ def test_an_unknown_mode_is_refused(tmp_path, capsys, modes):
     assert "float32,float16,weight_int8,int8" in line
 
 
-def test_workdirs_that_cannot_be_exported_are_refused(exported, tmp_path, capsys):
+def test_workdirs_that_cannot_be_exported_are_refused(
+    exported, tmp_path, capsys, monkeypatch
+):
+    # The devices of this process are chosen already.
+    monkeypatch.setattr("mela_jax.parallel.set_up", lambda **_: None)
+
     def copy(name: str) -> Path:
         workdir = tmp_path / name
         ignore = shutil.ignore_patterns("export", "checkpoints", "scalars")

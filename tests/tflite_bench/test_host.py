@@ -50,7 +50,8 @@ def test_every_way_is_timed(results):
             assert times["runs"] == 12
             assert times["throughput"] == pytest.approx(1e3 / times["mean"])
         memory = result["memory_mb"]
-        assert memory["peak"] > memory["of_model"] > 0
+        # A file of this size may fit into pages that the process has already.
+        assert memory["peak"] > memory["of_model"] >= 0
 
 
 def test_the_operating_point_is_that_of_the_file(results, exported):
