@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,6 +53,9 @@ def test_int8_is_one_piece_with_its_ends_in_float(exported):
     assert found.partitions == 1
     assert found.outside == {}
     assert found.operations["QUANTIZE"] > 5
+    tensors = Interpreter(model_content=content).get_tensor_details()
+    pictures = [t for t in tensors if list(t["shape"]) == [1, 32, 32, 3]]
+    assert pictures and {t["dtype"] for t in pictures} == {np.float32}
     logits, _ = PhoneModel(content, source="int8").score(
         np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
     )
