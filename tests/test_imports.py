@@ -34,7 +34,7 @@ DEVICES = (
 
 # A module may import those of its own line and of the lines below it, never above.
 LAYERS = (
-    ("mela_jax.main", "mela_jax.predict"),
+    ("mela_jax.main", "mela_jax.predict", "mela_jax.study"),
     ("mela_jax.inference",),
     ("mela_jax.pipeline",),
     ("mela_jax.teacher_cache",),

@@ -1,0 +1,1 @@
+"""Studies: the main job run over settings, seeds and folds, and compared."""
