@@ -1,12 +1,7 @@
 """Flags of the main job: `python -m mela_jax.main --config=FILE --workdir=FOLDER`."""
 
-import os
 import sys
 from pathlib import Path
-
-# Before TensorFlow is imported: its notices say nothing to a user. (Two lines about
-# oneDNN and CUDA come before it reads this.)
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -35,12 +30,8 @@ def main(argv: list[str]) -> int:
 
         logging.use_absl_handler()
         logging.set_verbosity(logging.INFO)
-        # Orbax logs every file it touches through the same logger; on a terminal the
-        # progress bar shows what clu's writer would log as lines between.
-        noise = ["orbax"] + ["logging_writer"] * sys.stderr.isatty()
-        logging.get_absl_handler().addFilter(
-            lambda line: not any(word in line.pathname for word in noise)
-        )
+        # Orbax logs every file it touches through the same logger.
+        logging.get_absl_handler().addFilter(lambda line: "orbax" not in line.pathname)
         parallel.set_up(
             cpu_devices=config.cpu_devices,
             distributed=_DISTRIBUTED.value,

@@ -159,7 +159,7 @@ def make_render(*, image_size: int) -> Callable[[Batch], jax.Array]:
     """Return render(batch) -> its views float32[b, image_size, image_size, 3].
 
     The batch holds "image" uint8[b, T, T, 3] and, as `draw_views` gives them,
-    "transform" float32[b, 8] and "colour" float32[b, 3, 4].
+    "transform" float32[b, 2, 3] and "colour" float32[b, 3, 4].
     """
 
     def render(batch: Batch) -> jax.Array:

@@ -33,7 +33,7 @@ from mela_jax.train import EvalStep, Images, score_batches, stop_requests
 # What model.json says of a network beyond the shapes of its variables.
 _NETWORK = ("model", "pool", "hidden", "compute_dtype")
 # Packages that draw the views, render them and run the network.
-_PACKAGES = ("numpy", "tensorflow", "jax", "jaxlib", "flax")
+_PACKAGES = ("numpy", "opencv-python-headless", "jax", "jaxlib", "flax")
 # The code that does, relative to this file.
 _CODE = (
     "data/augment.py",

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,16 +12,16 @@ import flax.linen as nn
 import jax
 import numpy as np
 from absl import logging
-from clu import metric_writers, parameter_overview
 from ml_collections import ConfigDict
 from scipy.special import expit
-from tqdm import tqdm
 
 from mela_jax import checkpoint, optim, parallel, steps
 from mela_jax.data.augment import AugmentSettings
 from mela_jax.data.input_pipeline import make_eval_batches, make_train_batches
 from mela_jax.errors import Stopped, UserError
 from mela_jax.evaluation.measure import selection_metrics
+from mela_jax.models.cost import count_params
+from mela_jax.progress import Progress
 from mela_jax.state import TrainState, Variables, create_state
 
 History = list[dict[str, float]]
@@ -210,16 +209,11 @@ def fit(
     done: list[dict[str, float]] = []
     first_step = checkpoints.latest_step() or 0
     if first_step:
-        state, progress = checkpoints.restore_latest(template)
-        history, done = progress["history"], progress["epoch_so_far"]
+        state, before = checkpoints.restore_latest(template)
+        history, done = before["history"], before["epoch_so_far"]
         logging.info("%s: goes on from step %d", name, first_step)
     else:
-        parameter_overview.log_parameter_overview(
-            variables["params"], msg=f"{name}: parameters", include_stats=False
-        )
-    writer = metric_writers.create_default_writer(
-        directory / "scalars", just_logging=not parallel.is_main_process()
-    )
+        logging.info("%s: %s parameters", name, f"{count_params(variables):,}")
     batches = make_train_batches(
         images.train,
         images.labels,
@@ -235,8 +229,10 @@ def fit(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    progress_bar = _progress(name, first_step, total_steps)
-    with stop_requests() as stop_requested, progress_bar:
+    progress = Progress(
+        name, directory / "scalars", first_step=first_step, total_steps=total_steps
+    )
+    with stop_requests() as stop_requested, progress:
         pending: list[steps.Metrics] = []
         inputs = (_inputs(batch, teacher_logits) for batch in batches)
         on_devices = parallel.prefetch(mesh, inputs)
@@ -256,9 +252,7 @@ def fit(
                 fetched = _fetch(pending, name, step, checkpoints)
                 done += fetched
                 pending = []
-                means = _mean(fetched)
-                writer.write_scalars(step, means)
-                progress_bar.show(step, means["train/loss"])
+                progress.scalars(step, _mean(fetched))
             if ends_epoch:
                 row = {
                     "epoch": step // steps_per_epoch,
@@ -275,10 +269,10 @@ def fit(
                 }
                 done = []
                 history.append(row)
-                writer.write_scalars(
+                progress.scalars(
                     step, {k: v for k, v in row.items() if k.startswith("val/")}
                 )
-                progress_bar.line(_describe(name, row, stage.epochs))
+                progress.line(_describe(name, row, stage.epochs))
             if ends_epoch or stop:
                 checkpoints.save(
                     step,
@@ -294,8 +288,6 @@ def fit(
                     f"{name}: stopped at step {step} of {total_steps} and saved in"
                     f" {checkpoints.directory}; the same command goes on from there"
                 )
-    writer.flush()
-    writer.close()
     best_step = checkpoints.best_step()
     assert best_step is not None, "the last epoch always saves its metrics"
     best, _ = checkpoints.restore_best(template)
@@ -383,33 +375,6 @@ def _describe(name: str, row: dict[str, float], epochs: int) -> str:
     shown = {k: v for k, v in row.items() if k not in ("epoch", "step")}
     numbers = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
     return f"{name}: epoch {row['epoch']:.0f}/{epochs}  {numbers}"
-
-
-class _progress(contextlib.AbstractContextManager["_progress"]):
-    """A bar with the time that remains on a terminal, lines of a log elsewhere."""
-
-    def __init__(self, name: str, first_step: int, total_steps: int):
-        self._bar = tqdm(
-            desc=name,
-            initial=first_step,
-            total=total_steps,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not (sys.stderr.isatty() and parallel.is_main_process()),
-        )
-
-    def show(self, step: int, loss: float) -> None:
-        self._bar.update(step - self._bar.n)
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-
-    def line(self, text: str) -> None:
-        if self._bar.disable:
-            logging.info(text)
-        else:
-            self._bar.write(text, file=sys.stderr)
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDERS = ("mela_jax", "configs", "export", "tflite_bench", "benchmarks")
 
 TENSORFLOW = ("tensorflow", "tensorflow_datasets", "tf_keras")
-JAX = ("jax", "jaxlib", "flax", "optax", "orbax", "clu")
+JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 # Keras imports TensorFlow as it starts: allowed only where a function asks for it.
 KERAS = ("keras",)
 
@@ -53,6 +53,7 @@ LAYERS = (
         "mela_jax.models",
         "mela_jax.optim",
         "mela_jax.parallel",
+        "mela_jax.progress",
         "mela_jax.run_record",
         "mela_jax.state",
         "mela_jax.tflite",
@@ -255,12 +256,22 @@ def heavy_start_of_predict(sources: Sources) -> list[str]:
     )
 
 
+def heavy_start_of_the_main_job(sources: Sources) -> list[str]:
+    """It trains without TensorFlow, whose import takes seconds."""
+    return reaching(
+        sources,
+        modules=sources.inside("mela_jax.main", "mela_jax.pipeline"),
+        targets=("tensorflow", *KERAS),
+        lazy_in=(),
+    )
+
+
 def heavy_start_of_the_gpu_benchmark(sources: Sources) -> list[str]:
     """It runs where there are JAX, Flax and Optax; TensorFlow and PyTorch can lack."""
     return reaching(
         sources,
         modules=sources.inside("benchmarks.gpu"),
-        targets=TENSORFLOW + KERAS + ("clu", "ml_collections", "torch", "torchvision"),
+        targets=TENSORFLOW + KERAS + ("ml_collections", "torch", "torchvision"),
         lazy_in=(),
     )
 
@@ -349,6 +360,7 @@ RULES = (
     jax_in_evaluation,
     models_in_data,
     heavy_start_of_predict,
+    heavy_start_of_the_main_job,
     heavy_start_of_the_gpu_benchmark,
     outer_folders_in_mela_jax,
     heavy_imports_in_tflite_bench,
@@ -432,6 +444,13 @@ OFFENCES = [
         },
     ),
     (heavy_start_of_predict, {"mela_jax.predict": "if True:\n    import jax"}),
+    (
+        heavy_start_of_the_main_job,
+        {
+            "mela_jax.pipeline": "from mela_jax.data import input_pipeline",
+            "mela_jax.data.input_pipeline": "import tensorflow as tf",
+        },
+    ),
     (heavy_start_of_the_gpu_benchmark, {"benchmarks.gpu": "import torch"}),
     (
         heavy_start_of_the_gpu_benchmark,
@@ -520,7 +539,7 @@ def test_what_is_allowed_stays_allowed(rule):
         {
             "mela_jax.__init__": "",
             "mela_jax.main": "from mela_jax import pipeline",
-            "mela_jax.pipeline": "from .train import fit\nimport tensorflow",
+            "mela_jax.pipeline": "from .train import fit\nimport tensorflow_datasets",
             "mela_jax.train": "import jax\nfrom mela_jax import checkpoint, steps",
             "mela_jax.steps": "import jax\njax.lax.pmean(x, 'batch')\njax.devices()",
             "mela_jax.parallel": "import jax\njax.make_mesh((1,), ('batch',))",

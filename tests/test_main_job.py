@@ -15,6 +15,7 @@ import pytest
 from scipy.special import logit
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mela_jax import config as mela_config
 from mela_jax import parallel, pipeline
@@ -99,12 +100,21 @@ def test_workdir_holds_what_the_readme_promises(finished: Path):
         assert (finished / name / "model.json").is_file()
         assert (finished / name / "variables").is_dir()
         assert any((finished / name / "checkpoints").iterdir())
-        assert list((finished / name / "scalars").glob("events.out.tfevents.*"))
     assert sorted(path.name for path in (finished / "report").iterdir()) == [
         "metrics.json",
         "report.html",
     ]
     assert not [p for p in finished.rglob("*") if "tmp" in p.name]
+
+
+def test_tensorboard_reads_the_scalars(finished: Path):
+    for name in MODELS:
+        events = EventAccumulator(str(finished / name / "scalars")).Reload()
+        history = read_json(finished / name / "model.json")["history"]
+        for key in ("val/loss", "val/roc_auc"):
+            found = [(e.step, e.value) for e in events.Scalars(key)]
+            assert found == [(row["step"], pytest.approx(row[key])) for row in history]
+        assert events.Scalars("train/loss")
 
 
 def test_config_json_tells_what_made_the_run(finished: Path, job: Job):

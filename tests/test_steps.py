@@ -459,7 +459,7 @@ def test_views_rendered_in_the_step_train_as_those_of_the_host(num_devices: int)
         size_out=tiny.IMAGE_SIZE,
     )
     label = tiny.batch(0)["label"]
-    host = augment_batch(pictures, transforms, colours, size=tiny.IMAGE_SIZE).numpy()
+    host = augment_batch(pictures, transforms, colours, size=tiny.IMAGE_SIZE)
     raw = {"image": pictures, "transform": transforms, "colour": colours}
     spy = SpyTeacher()
     frozen = parallel.replicate(mesh, tiny.initial(spy, seed=0))

@@ -545,7 +545,7 @@ def test_the_whole_job_killed_in_an_epoch_ends_as_with_the_teacher_in_the_step(
     )
     run = job.start(tmp_path / "run", *flags)
     run.wait_for(lambda: any((tmp_path / "run/student/checkpoints").glob("2/*")))
-    run.wait_for_line(r"\] \[3\] train/")
+    run.wait_for_line(r"student: step 3: train/")
     run.kill()
     assert run.stderr.count("teacher: logits of view") == 2
     assert run.stderr.count(", kept in ") == 2

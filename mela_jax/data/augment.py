@@ -4,16 +4,19 @@ Flips, rotation, crop and resize are a single affine warp, so that a picture is
 interpolated once. Brightness, contrast, saturation and hue are a single affine map of
 the colours. All randomness is NumPy's and comes from (seed, view, index of the image):
 a view depends neither on threads nor on the batch it is in, and can be had again.
-TensorFlow renders the views here, on the host; `mela_jax.data.augment_on_device`
-renders the same ones in JAX.
+OpenCV renders the views here, on the host; `mela_jax.data.augment_on_device` renders
+the same ones in JAX.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import cv2
 import numpy as np
+
+# Batches are rendered side by side, a thread each: see `fetch_ahead`.
+cv2.setNumThreads(1)
 
 # RGB to YIQ, the colour space of NTSC: luma, and a plane of chroma in which saturation
 # is a radius and hue an angle.
@@ -75,10 +78,10 @@ def draw_views(
       size_out: side of the views in pixels.
 
     Returns:
-      Transforms, float32[B, 8], as `view_transform`; and colour maps, float32[B, 3, 4],
-      as `colour_map`.
+      Transforms, float32[B, 2, 3], as `view_transform`; and colour maps,
+      float32[B, 3, 4], as `colour_map`.
     """
-    transforms = np.empty((len(indices), 8), np.float32)
+    transforms = np.empty((len(indices), 2, 3), np.float32)
     colours = np.empty((len(indices), 3, 4), np.float32)
     for i, index in enumerate(indices):
         rng = np.random.default_rng(np.random.SeedSequence([seed, epoch, int(index)]))
@@ -130,20 +133,19 @@ def view_transform(
       size_out: side of the view in pixels.
 
     Returns:
-      float32[8], a0..a5 and two zeros: the view's pixel (x, y) is the picture's
-      (a0 x + a1 y + a2, a3 x + a4 y + a5), as `tf.raw_ops.ImageProjectiveTransformV3`
-      has it.
+      float32[2, 3]: the view's pixel (x, y, 1), multiplied by it, is the picture's
+      (x, y).
     """
     scale = side * size_in / size_out
     cos, sin = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns)
     mirror_x, mirror_y = (-1.0 if flip_x else 1.0), (-1.0 if flip_y else 1.0)
-    a0, a1 = scale * cos * mirror_x, -scale * sin * mirror_y
-    a3, a4 = scale * sin * mirror_x, scale * cos * mirror_y
+    xx, xy = scale * cos * mirror_x, -scale * sin * mirror_y
+    yx, yy = scale * sin * mirror_x, scale * cos * mirror_y
     # Pixel centres lie at half coordinates; the centre of the view maps to the crop's.
     out_centre, in_centre = (size_out - 1) / 2, (size_in - 1) / 2
-    a2 = in_centre + shift_x * size_in - (a0 + a1) * out_centre
-    a5 = in_centre + shift_y * size_in - (a3 + a4) * out_centre
-    return np.array([a0, a1, a2, a3, a4, a5, 0, 0], np.float32)
+    x0 = in_centre + shift_x * size_in - (xx + xy) * out_centre
+    y0 = in_centre + shift_y * size_in - (yx + yy) * out_centre
+    return np.array([[xx, xy, x0], [yx, yy, y0]], np.float32)
 
 
 def colour_map(
@@ -172,30 +174,32 @@ def colour_map(
     return np.hstack([contrast * brightness * linear, offset]).astype(np.float32)
 
 
-def augment_batch(images: Any, transforms: Any, colours: Any, *, size: int) -> Any:
-    """Render the views of a batch with TensorFlow, on the host.
+def augment_batch(
+    images: np.ndarray, transforms: np.ndarray, colours: np.ndarray, *, size: int
+) -> np.ndarray:
+    """Render the views of a batch with OpenCV, on the host.
 
     Args:
       images: uint8[B, S, S, 3], RGB.
-      transforms: float32[B, 8], from `draw_views`.
+      transforms: float32[B, 2, 3], from `draw_views`.
       colours: float32[B, 3, 4], from `draw_views`.
       size: side of the views in pixels, the `size_out` of `draw_views`.
 
     Returns:
-      tf.Tensor float32[B, size, size, 3], RGB in [0, 255].
+      float32[B, size, size, 3], RGB in [0, 255].
     """
-    # Here, because where the device renders, the rest of this module is enough.
-    import tensorflow as tf
-
-    warped = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(images, tf.float32),
-        transforms=transforms,
-        output_shape=[size, size],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="REFLECT",
-    )
-    pixels = tf.reshape(warped, [-1, size * size, 3])
-    pixels = tf.matmul(pixels, colours[:, :, :3], transpose_b=True)
-    pixels += colours[:, tf.newaxis, :, 3]
-    return tf.clip_by_value(tf.reshape(pixels, [-1, size, size, 3]), 0.0, 255.0)
+    views = np.empty((len(images), size, size, 3), np.float32)
+    for image, transform, colour, view in zip(
+        images, transforms, colours, views, strict=True
+    ):
+        warped = cv2.warpAffine(
+            # OpenCV rounds a warp of uint8 to whole levels.
+            image.astype(np.float32),
+            transform,
+            (size, size),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            # The border's pixel comes twice: c b a | a b c.
+            borderMode=cv2.BORDER_REFLECT,
+        )
+        np.clip(cv2.transform(warped, colour), 0.0, 255.0, out=view)
+    return views

@@ -17,7 +17,7 @@ def augment_batch(
 
     Args:
       images: uint8[B, S, S, 3], RGB.
-      transforms: float32[B, 8], from `draw_views`.
+      transforms: float32[B, 2, 3], from `draw_views`.
       colours: float32[B, 3, 4], from `draw_views`.
       size: side of the views in pixels, the `size_out` of `draw_views`.
 
@@ -27,9 +27,9 @@ def augment_batch(
     y, x = jnp.mgrid[:size, :size].astype(jnp.float32)
 
     def view(image: jax.Array, transform: jax.Array, colour: jax.Array) -> jax.Array:
-        a = transform
-        places = [a[3] * x + a[4] * y + a[5], a[0] * x + a[1] * y + a[2]]
-        # SciPy's "reflect" is TensorFlow's REFLECT: the border's pixel comes twice.
+        to_x, to_y = transform
+        places = [a * x + b * y + c for a, b, c in (to_y, to_x)]
+        # SciPy's "reflect" is OpenCV's: the border's pixel comes twice.
         warp = jax.vmap(
             lambda channel: map_coordinates(channel, places, order=1, mode="reflect"),
             in_axes=-1,

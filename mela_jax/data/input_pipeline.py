@@ -1,41 +1,23 @@
 """Batches for training and evaluation, the same on every machine and after a restart.
 
-tf.data fetches and augments ahead of the step that computes. What a batch holds follows
+Threads fetch and augment ahead of the step that computes. What a batch holds follows
 from the seed and its number alone: nothing is shuffled in a buffer, nothing depends on
 which thread is first, and any step can be the first.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from mela_jax.data.augment import AugmentSettings, augment_batch
 from mela_jax.data.raw_batches import (
     Fetch,
     fetch_ahead,
-    fill_up,
     make_fetch,
+    make_row_fetch,
     make_view_fetch,
-    process_share,
 )
 from mela_jax.errors import UserError
-
-# TensorFlow prepares images on the CPU; by default it would claim all memory of every
-# GPU, of which JAX then finds none. This must come before its first operation.
-tf.config.set_visible_devices([], "GPU")
-
-_THREADS = 2
-_AHEAD = 3
-# What every batch holds before rendering.
-_RAW_TYPES = {
-    "image": tf.uint8,
-    "index": tf.int32,
-    "view": tf.int32,
-    "transform": tf.float32,
-    "colour": tf.float32,
-}
 
 
 def make_train_batches(
@@ -96,17 +78,9 @@ def make_train_batches(
         process_index=process_index,
         process_count=process_count,
     )
-    if not render:
-        return fetch_ahead(fetch, start=start_step, stop=num_steps)
-    return _render(
-        fetch,
-        {**_RAW_TYPES, "label": tf.int32},
-        start=start_step,
-        stop=num_steps,
-        share=process_share(batch_size, process_count),
-        size_in=images.shape[1],
-        size_out=image_size,
-    )
+    if render:
+        fetch = _rendered(fetch, image_size=image_size)
+    return fetch_ahead(fetch, start=start_step, stop=num_steps)
 
 
 def make_view_batches(
@@ -158,17 +132,9 @@ def make_view_batches(
         process_index=process_index,
         process_count=process_count,
     )
-    if not render:
-        return fetch_ahead(fetch, start=0, stop=num_batches)
-    return _render(
-        fetch,
-        {**_RAW_TYPES, "mask": tf.float32},
-        start=0,
-        stop=num_batches,
-        share=process_share(batch_size, process_count),
-        size_in=images.shape[1],
-        size_out=image_size,
-    )
+    if render:
+        fetch = _rendered(fetch, image_size=image_size)
+    return fetch_ahead(fetch, start=0, stop=num_batches)
 
 
 def make_eval_batches(
@@ -202,63 +168,41 @@ def make_eval_batches(
       UserError: no images, images of another size, or a batch size that does not divide
         among the processes.
     """
-    share = process_share(batch_size, process_count)
     if images.shape[1:] != (image_size, image_size, 3):
         raise UserError(
             f"images of {images.shape[1]} pixels cannot be evaluated at {image_size}"
         )
-    padded, mask = fill_up(indices, batch_size)
+    rows_of, num_batches = make_row_fetch(
+        indices,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+    )
     labels = np.asarray(labels, np.int32)
 
-    def fetch(step: np.int64) -> tuple[np.ndarray, ...]:
-        start = int(step) * batch_size + process_index * share
-        chosen = padded[start : start + share]
-        index = chosen.astype(np.int32)
-        return images[chosen], labels[chosen], index, mask[start : start + share]
+    def fetch(number: int) -> dict[str, np.ndarray]:
+        rows, mask = rows_of(number)
+        return {
+            "image": images[rows].astype(np.float32),
+            "label": labels[rows],
+            "index": rows.astype(np.int32),
+            "mask": mask,
+        }
 
-    def load(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        types = (tf.uint8, tf.int32, tf.int32, tf.float32)
-        image, label, index, real = tf.numpy_function(fetch, [step], types)
-        image = tf.cast(image, tf.float32)
-        return {"image": image, "label": label, "index": index, "mask": real}
-
-    return _iterate(load, start=0, stop=len(padded) // batch_size)
+    return fetch_ahead(fetch, start=0, stop=num_batches)
 
 
-def _render(
-    fetch: Fetch,
-    types: dict[str, tf.DType],
-    *,
-    start: int,
-    stop: int,
-    share: int,
-    size_in: int,
-    size_out: int,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the batches `start` to `stop - 1` of `fetch`, rendered ahead of use.
+def _rendered(fetch: Fetch, *, image_size: int) -> Fetch:
+    """Return a fetch that renders the views; their draws are used up."""
 
-    `types` names what `fetch` gives; the draws of the views are used up.
-    """
-
-    def fetch_tuple(step: np.int64) -> tuple[np.ndarray, ...]:
-        raw = fetch(int(step))
-        return tuple(raw[name] for name in types)
-
-    def load(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        values = tf.numpy_function(fetch_tuple, [step], list(types.values()))
-        batch = dict(zip(types, values, strict=True))
+    def fetch_rendered(number: int) -> dict[str, np.ndarray]:
+        batch = fetch(number)
         batch["image"] = augment_batch(
-            tf.ensure_shape(batch["image"], [share, size_in, size_in, 3]),
-            tf.ensure_shape(batch.pop("transform"), [share, 8]),
-            tf.ensure_shape(batch.pop("colour"), [share, 3, 4]),
-            size=size_out,
+            batch["image"],
+            batch.pop("transform"),
+            batch.pop("colour"),
+            size=image_size,
         )
         return batch
 
-    return _iterate(load, start=start, stop=stop)
-
-
-def _iterate(load: Any, *, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-    steps = tf.data.Dataset.range(start, stop)
-    batches = steps.map(load, num_parallel_calls=_THREADS, deterministic=True)
-    return batches.prefetch(_AHEAD).as_numpy_iterator()
+    return fetch_rendered

@@ -1,7 +1,6 @@
 """Batches before rendering: pictures, and how each is to be viewed.
 
-What a batch holds follows from the seed and its number alone. NumPy only: where
-the training step renders the views itself, nothing else is needed.
+What a batch holds follows from the seed and its number alone.
 """
 
 import collections
@@ -57,7 +56,7 @@ def make_fetch(
     Returns:
       Function from a step's number to a dict: image uint8[b, S, S, 3], RGB; label
       int32[b]; index int32[b], the rows; view int32[b], which of their views; transform
-      float32[b, 8] and colour float32[b, 3, 4], the views as `draw_views` has them.
+      float32[b, 2, 3] and colour float32[b, 3, 4], the views as `draw_views` has them.
 
     Raises:
       UserError: fewer images than `batch_size`, or one that does not divide among the
@@ -132,23 +131,64 @@ def make_view_fetch(
     Raises:
       UserError: no images, or a batch size that does not divide among the processes.
     """
-    share = process_share(batch_size, process_count)
-    padded, mask = fill_up(indices, batch_size)
+    rows_of, num_batches = make_row_fetch(
+        indices,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+    )
 
     def fetch(number: int) -> dict[str, np.ndarray]:
-        start = number * batch_size + process_index * share
-        mine = slice(start, start + share)
+        rows, mask = rows_of(number)
         raw = _draw(
             images,
-            padded[mine],
+            rows,
             view=view,
             image_size=image_size,
             seed=seed,
             settings=settings,
         )
-        return {**raw, "mask": mask[mine]}
+        return {**raw, "mask": mask}
 
-    return fetch, len(padded) // batch_size
+    return fetch, num_batches
+
+
+def make_row_fetch(
+    indices: np.ndarray, *, batch_size: int, process_index: int, process_count: int
+) -> tuple[Callable[[int], tuple[np.ndarray, np.ndarray]], int]:
+    """Return rows_of(number) -> a batch's rows and mask, and the number of batches.
+
+    All batches together hold every row of `indices` once, in order. The last is filled
+    up with the first row; the mask tells.
+
+    Args:
+      indices: int[n], the rows.
+      batch_size: images in a batch, over all processes.
+      process_index: which process this is.
+      process_count: how many share a batch, each taking its rows as in training.
+
+    Returns:
+      Function from a batch's number to int64[b], the rows, and float32[b], 1 for an
+      image, 0 for filling; and the number of batches.
+
+    Raises:
+      UserError: no rows, or a batch size that does not divide among the processes.
+    """
+    share = process_share(batch_size, process_count)
+    rows = np.asarray(indices, np.int64)
+    if len(rows) == 0:
+        raise UserError("there are no images to evaluate")
+    num_batches = -(-len(rows) // batch_size)
+    padded = np.full(num_batches * batch_size, rows[0])
+    padded[: len(rows)] = rows
+    mask = (np.arange(len(padded)) < len(rows)).astype(np.float32)
+
+    def rows_of(number: int) -> tuple[np.ndarray, np.ndarray]:
+        start = number * batch_size + process_index * share
+        mine = slice(start, start + share)
+        return padded[mine], mask[mine]
+
+    return rows_of, num_batches
 
 
 def _draw(
@@ -204,19 +244,3 @@ def process_share(batch_size: int, process_count: int) -> int:
             f"a batch of {batch_size} does not divide among {process_count} processes"
         )
     return batch_size // process_count
-
-
-def fill_up(indices: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows int64 for whole batches and their mask float32.
-
-    The filling is the first row; the mask is 1 for an image, 0 for filling.
-
-    Raises:
-      UserError: when there are no rows.
-    """
-    rows = np.asarray(indices, np.int64)
-    if len(rows) == 0:
-        raise UserError("there are no images to evaluate")
-    padded = np.full(-(-len(rows) // batch_size) * batch_size, rows[0])
-    padded[: len(rows)] = rows
-    return padded, (np.arange(len(padded)) < len(rows)).astype(np.float32)

@@ -36,7 +36,7 @@ render = jax.jit(augment_batch, static_argnames="size")
 
 
 def both(settings: AugmentSettings, *, size_in: int, size_out: int):
-    """Render the same views of noise by TensorFlow and by JAX."""
+    """Render the same views of noise by OpenCV and by JAX."""
     # Noise: a pixel that is read from the wrong place is wrong by tens of levels.
     shape = (16, size_in, size_in, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -48,7 +48,7 @@ def both(settings: AugmentSettings, *, size_in: int, size_out: int):
         size_in=size_in,
         size_out=size_out,
     )
-    host = augment.augment_batch(images, transforms, colours, size=size_out).numpy()
+    host = augment.augment_batch(images, transforms, colours, size=size_out)
     ours = render(images, transforms, colours, size=size_out)
     return images, host, ours
 
@@ -80,7 +80,7 @@ def test_a_corner_in_a_turned_view_is_mirrored_with_the_border_twice():
     row = np.arange(6, dtype=np.uint8) * 10
     image = np.swapaxes(np.broadcast_to(row[:, None, None], (6, 6, 3)), 0, 1)
     # Four pixels to the left: columns -4 to 1.
-    transform = np.array([1, 0, -4, 0, 1, 0, 0, 0], np.float32)
+    transform = np.array([[1, 0, -4], [0, 1, 0]], np.float32)
     colour = np.eye(3, 4, dtype=np.float32)
     view = render(image[None], transform[None], colour[None], size=6)
     np.testing.assert_allclose(view[0, 2, :, 1], [30, 20, 10, 0, 0, 10])

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mela_jax.data import input_pipeline
+from mela_jax.data import raw_batches
 from mela_jax.data.augment import AugmentSettings, augment_batch, draw_views
 from mela_jax.data.input_pipeline import (
     make_eval_batches,
@@ -93,7 +93,7 @@ def test_threads(monkeypatch):
     """The number of threads has no say."""
     expected = train()
     for threads in (1, 8):
-        monkeypatch.setattr(input_pipeline, "_THREADS", threads)
+        monkeypatch.setattr(raw_batches, "_THREADS", threads)
         assert_same(train(), expected)
 
 
