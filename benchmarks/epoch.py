@@ -124,9 +124,9 @@ def _log_times(scalars: Path) -> dict[int, float]:
     """Return when each step's training loss was logged, in seconds: step -> time."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = EventAccumulator(str(scalars), size_guidance={"tensors": 0})
+    log = EventAccumulator(str(scalars), size_guidance={"scalars": 0})
     log.Reload()
-    return {e.step: e.wall_time for e in log.Tensors("train/loss")}
+    return {e.step: e.wall_time for e in log.Scalars("train/loss")}
 
 
 if __name__ == "__main__":

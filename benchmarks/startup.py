@@ -58,7 +58,7 @@ def main() -> None:
                     f"--config.student.batch_size={arguments.batch_size}",
                 ],
                 log=folder / f"{number}.log",
-                event=r"\[1\] .*train/loss=",
+                event=r"student: step 1: .*train/loss=",
             )
             name = "cold" if number == 0 else f"warm {number}"
             print(

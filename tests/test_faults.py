@@ -333,7 +333,7 @@ def interrupted(job: Job) -> tuple[Path, dict[str, object]]:
         return any(workdir.glob(pattern))
 
     run = job.start(workdir)
-    run.wait_for_line(r"\] \[1\] train/")
+    run.wait_for_line(r"teacher: step 1: train/")
     run.kill()
     seen["after the first step"] = exists("teacher/checkpoints")
 
@@ -348,7 +348,7 @@ def interrupted(job: Job) -> tuple[Path, dict[str, object]]:
     seen["no student"] = not exists("student/model.json")
 
     run = job.start(workdir)
-    run.wait_for_line(r"student: parameters[\s\S]*\] \[1\] train/")
+    run.wait_for_line(r"student: step 1: train/")
     seen["stopped"] = run.terminate()
 
     run = job.start(workdir)
