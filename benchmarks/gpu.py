@@ -120,7 +120,7 @@ def measure_step(
 
 def measure_pipeline(settings: Settings, *, rounds: int, warmup: int) -> None:
     """Measure epochs of the input pipeline on made-up images; print it."""
-    host = importlib.util.find_spec("tensorflow") is not None
+    host = importlib.util.find_spec("cv2") is not None
     num_steps = settings.epochs * (settings.images // settings.batch_size)
     runs = gpu_jax.make_epoch_runs(settings, host=host)
     seconds = interleave(runs, rounds=rounds, warmup=warmup)
@@ -136,7 +136,7 @@ def measure_pipeline(settings: Settings, *, rounds: int, warmup: int) -> None:
     whole, alone, *_ = (statistics.median(values) for values in seconds.values())
     print(f"\nratio end to end / steps alone: {alone / whole:.2f}")
     if not host:
-        print("views on the host: not measured, TensorFlow is not installed here")
+        print("views on the host: not measured, OpenCV is not installed here")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.gpu_settings import Settings
 from mela_jax import losses, optim, parallel, steps
 from mela_jax.data.augment import AugmentSettings
+from mela_jax.data.input_pipeline import make_train_batches
 from mela_jax.data.raw_batches import fetch_ahead, make_fetch
 from mela_jax.models.cost import count_flops
 from mela_jax.models.head import Classifier
@@ -157,7 +158,7 @@ def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[],
 
     Args:
       settings: sizes and numbers of the measurement.
-      host: also epochs whose views TensorFlow renders on the host.
+      host: also epochs whose views OpenCV renders on the host.
 
     Raises:
       UserError: fewer images than a batch.
@@ -192,9 +193,6 @@ def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[],
         "their host part alone": host_part,
     }
     if host:
-        # TensorFlow, which this machine then has.
-        from mela_jax.data.input_pipeline import make_train_batches
-
         plain = Distillation(settings, render=False)
 
         def rendered_on_host() -> None:

@@ -12,11 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-
-# Batches are rendered side by side, a thread each: see `fetch_ahead`.
-cv2.setNumThreads(1)
 
 # RGB to YIQ, the colour space of NTSC: luma, and a plane of chroma in which saturation
 # is a radius and hue an angle.
@@ -188,6 +184,11 @@ def augment_batch(
     Returns:
       float32[B, size, size, 3], RGB in [0, 255].
     """
+    # Here, because where the device renders, the rest of this module is enough.
+    import cv2
+
+    # Batches are rendered side by side, a thread each: see `fetch_ahead`.
+    cv2.setNumThreads(1)
     views = np.empty((len(images), size, size, 3), np.float32)
     for image, transform, colour, view in zip(
         images, transforms, colours, views, strict=True

@@ -89,7 +89,7 @@ def test_what_cannot_be_measured_is_refused(monkeypatch):
 
 def test_it_starts_without_what_only_the_whole_job_needs():
     """A machine with a GPU may have JAX, Flax, Optax and PyTorch, and no more."""
-    absent = ("tensorflow", "tensorflow_datasets", "ml_collections", "orbax")
+    absent = ("cv2", "tensorflow", "tensorflow_datasets", "ml_collections", "orbax")
     absent += ("absl", "sklearn", "statsmodels", "matplotlib", "h5py", "PIL", "tqdm")
     code = (
         f"import sys, benchmarks.gpu\nprint(sorted(set({absent!r}) & set(sys.modules)))"
