@@ -8,21 +8,18 @@ gradient clipped, a moving average of the weights. TensorFlow uses one thread a 
 mela_jax one virtual device a core. Steps are taken in turn in this one process.
 """
 
-from benchmarks import flags
-
-NETWORKS = (
-    "mobilenet_v3_small",
-    "mobilenet_v3_large",
-    "resnet50",
-    "efficientnet_lite0",
-)
+from benchmarks import flags, pictures
 
 
 def main() -> None:
     """Print images/s of each side and their ratio."""
     parser = flags.make_parser(__doc__)
-    parser.add_argument("--teacher", choices=NETWORKS, default="mobilenet_v3_large")
-    parser.add_argument("--student", choices=NETWORKS, default="mobilenet_v3_small")
+    parser.add_argument(
+        "--teacher", choices=flags.NETWORKS, default="mobilenet_v3_large"
+    )
+    parser.add_argument(
+        "--student", choices=flags.NETWORKS, default="mobilenet_v3_small"
+    )
     parser.add_argument("--size", type=flags.positive, default=224, help="pixels")
     parser.add_argument("--batch_size", type=flags.positive, default=32)
     parser.add_argument("--rounds", type=flags.positive, default=20)
@@ -32,8 +29,6 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    import numpy as np
-
     from benchmarks import jax_networks, keras_networks
     from benchmarks.timing import interleave, rates
     from mela_jax import parallel
@@ -41,11 +36,7 @@ def main() -> None:
     jax_networks.set_up(arguments.cores)
     size, count = arguments.size, arguments.batch_size
     parallel.check_batch_size(count, field="batch_size")
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.uniform(0, 255, (count, size, size, 3)).astype(np.float32),
-        "label": (np.arange(count) % 2).astype(np.int32),
-    }
+    batch = pictures.noise_batch(batch_size=count, size=size)
     ours = jax_networks.Network(arguments.student, batch, teacher=arguments.teacher)
     images, labels = keras_networks.batch_of(batch)
     teacher = keras_networks.create_keras_model(arguments.teacher, size)

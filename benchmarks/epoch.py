@@ -44,8 +44,6 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
     """Time the step alone and the job's training in turn, in `folder`."""
-    import numpy as np
-
     from benchmarks import jax_networks
     from mela_jax import parallel, pipeline
 
@@ -63,14 +61,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     _, images = pipeline.load_images(config, folder / "run")
     steps = len(images.rows["train"]) // batch_size
     config.log_every_steps = steps // 2
-    rng = np.random.default_rng(0)
-    shape = (batch_size, arguments.size, arguments.size, 3)
     alone = jax_networks.Network(
         arguments.model,
-        {
-            "image": rng.uniform(0, 255, shape).astype(np.float32),
-            "label": (np.arange(batch_size) % 2).astype(np.int32),
-        },
+        pictures.noise_batch(batch_size=batch_size, size=arguments.size),
     )
     alone.train_many(2)
     seconds: dict[str, list[float]] = {"alone": [], "training": [], "epoch": []}

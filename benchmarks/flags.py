@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 # Before TensorFlow is imported: its notices say nothing here.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -12,6 +12,13 @@ from mela_jax.errors import UserError
 from mela_jax.memory import use_huge_pages
 
 CORES = len(os.sched_getaffinity(0))
+# What both `mela_jax.models.zoo` and `benchmarks.keras_networks` can build.
+NETWORKS = (
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "efficientnet_lite0",
+    "resnet50",
+)
 
 
 def positive(text: str) -> int:
@@ -24,6 +31,21 @@ def positive(text: str) -> int:
 def positives(text: str) -> list[int]:
     """Read whole numbers of 1 or more between commas."""
     return [positive(part) for part in text.split(",")]
+
+
+def names_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return a function that reads names between commas, each one of `choices`."""
+
+    def read(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in choices:
+                raise argparse.ArgumentTypeError(
+                    f"{name!r} is none of {', '.join(choices)}"
+                )
+        return names
+
+    return read
 
 
 def make_parser(doc: str) -> argparse.ArgumentParser:

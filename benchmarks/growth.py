@@ -15,7 +15,6 @@ from pathlib import Path
 
 from benchmarks import flags, pictures, processes
 from mela_jax.config import CHOICES
-from mela_jax.errors import UserError
 
 AXES = ("batch_size", "size", "devices", "images")
 
@@ -23,7 +22,7 @@ AXES = ("batch_size", "size", "devices", "images")
 def main() -> None:
     """Print a table for each axis."""
     parser = flags.make_parser(__doc__)
-    parser.add_argument("--axes", default=",".join(AXES))
+    parser.add_argument("--axes", type=flags.names_of(AXES), default=",".join(AXES))
     parser.add_argument("--batch_size", type=flags.positives, default="8,16,32,64,128")
     parser.add_argument("--size", type=flags.positives, default="96,128,160,224")
     parser.add_argument("--devices", type=flags.positives, default="1,2,4")
@@ -35,11 +34,8 @@ def main() -> None:
         "--rounds", type=flags.positive, default=5, help="of the training step"
     )
     arguments = parser.parse_args()
-    for axis in arguments.axes.split(","):
-        if axis not in AXES:
-            raise UserError(f"--axes: {axis!r} is none of {', '.join(AXES)}")
     with tempfile.TemporaryDirectory() as folder:
-        for axis in arguments.axes.split(","):
+        for axis in arguments.axes:
             if axis == "images":
                 grow_data(arguments, Path(folder))
             else:

@@ -7,30 +7,30 @@ shown beside it: the plain lowerings once more, from weights that differ in thei
 bit. The losses are printed, and drawn into --plot.
 """
 
-import argparse
 import contextlib
-import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
+from benchmarks import flags
+from mela_jax.config import CHOICES
+
 if TYPE_CHECKING:
     from benchmarks import jax_networks
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def main() -> None:
     """Train twice and print the losses."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = flags.make_parser(__doc__)
     parser.add_argument("--data", required=True, help="folder of HAM10000")
-    parser.add_argument("--model", default="mobilenet_v3_small")
-    parser.add_argument("--size", type=int, default=64, help="side in pixels")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--model", choices=CHOICES["*.model"], default="mobilenet_v3_small"
+    )
+    parser.add_argument("--size", type=flags.positive, default=64, help="pixels")
+    parser.add_argument("--steps", type=flags.positive, default=60)
+    parser.add_argument("--cores", type=flags.positive, default=flags.CORES)
     parser.add_argument("--plot", help="write a PNG here")
     arguments = parser.parse_args()
 
@@ -134,7 +134,4 @@ def draw(losses: dict[str, list[float]], path: str) -> None:
 
 
 if __name__ == "__main__":
-    from mela_jax.memory import use_huge_pages
-
-    use_huge_pages()
-    sys.exit(main())
+    flags.run(main)

@@ -10,31 +10,37 @@ is in the other's way, and the processes take turns.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from benchmarks import flags, pictures, processes
+from benchmarks.timing import interleave
 
 SIDES = ("mela_jax", "keras", "keras_jit")
 
 
 def main() -> None:
     """Print a line for each network and kind of work."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = flags.make_parser(__doc__)
     parser.add_argument(
         "--models",
-        default="mobilenet_v3_small,mobilenet_v3_large,efficientnet_lite0,resnet50",
+        type=flags.names_of(flags.NETWORKS),
+        default=",".join(flags.NETWORKS),
     )
-    parser.add_argument("--size", type=int, default=224, help="side in pixels")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5, help="timed calls a turn")
-    parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--size", type=flags.positive, default=224, help="pixels")
+    parser.add_argument("--batch_size", type=flags.positive, default=32)
     parser.add_argument(
-        "--sides", default="mela_jax,keras", help=f"of {','.join(SIDES)}"
+        "--rounds", type=flags.positive, default=5, help="timed calls a turn"
+    )
+    parser.add_argument("--turns", type=flags.positive, default=2)
+    parser.add_argument("--cores", type=flags.positive, default=flags.CORES)
+    parser.add_argument(
+        "--sides",
+        type=flags.names_of(SIDES),
+        default="mela_jax,keras",
+        help=f"of {','.join(SIDES)}",
     )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -45,25 +51,26 @@ def main() -> None:
         f"{arguments.cores} cores, batch {arguments.batch_size}, {arguments.size} px,"
         f" float32; images/s, median of {arguments.turns} x {arguments.rounds}"
     )
-    for model in arguments.models.split(","):
-        compare(model, arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        for model in arguments.models:
+            compare(model, arguments, log=Path(folder) / "log")
 
 
-def compare(model: str, arguments: argparse.Namespace) -> None:
+def compare(model: str, arguments: argparse.Namespace, *, log: Path) -> None:
     """Let the sides take turns on one network; print images/s and their ratio."""
-    sides = arguments.sides.split(",")
+    sides = arguments.sides
     seconds: dict[str, dict[str, list[float]]] = {
         kind: {side: [] for side in sides} for kind in ("train", "infer")
     }
-    flags = [f"--{name}={getattr(arguments, name)}" for name in ("size", "batch_size")]
-    flags += [f"--rounds={arguments.rounds}", f"--cores={arguments.cores}"]
+    sizes = [
+        f"--{name}={getattr(arguments, name)}"
+        for name in ("size", "batch_size", "rounds", "cores")
+    ]
     for _ in range(arguments.turns):
         for side in sides:
-            command = [sys.executable, "-m", "benchmarks.networks", f"--side={side}"]
-            done = subprocess.run(
-                [*command, f"--models={model}", *flags],
-                stdout=subprocess.PIPE,
-                check=True,
+            done = processes.run_module(
+                ["benchmarks.networks", f"--side={side}", f"--models={model}", *sizes],
+                log=log,
             )
             for kind, times in json.loads(done.stdout.splitlines()[-1]).items():
                 seconds[kind][side] += times
@@ -82,16 +89,7 @@ def compare(model: str, arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Return the seconds of each training step and each inference of one side."""
-    import numpy as np
-
-    from benchmarks.timing import interleave
-
-    rng = np.random.default_rng(0)
-    size, count = arguments.size, arguments.batch_size
-    batch = {
-        "image": rng.uniform(0, 255, (count, size, size, 3)).astype(np.float32),
-        "label": (np.arange(count) % 2).astype(np.int32),
-    }
+    batch = pictures.noise_batch(batch_size=arguments.batch_size, size=arguments.size)
     make = _ours if arguments.side == "mela_jax" else _theirs
     seconds = {}
     for kind, run in make(arguments, batch).items():
@@ -102,9 +100,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
 
 def _ours(arguments: argparse.Namespace, batch: dict) -> dict[str, Callable]:
     from benchmarks import jax_networks
+    from mela_jax import parallel
 
     jax_networks.set_up(arguments.cores)
-    network = jax_networks.Network(arguments.models, batch)
+    parallel.check_batch_size(arguments.batch_size, field="batch_size")
+    (model,) = arguments.models
+    network = jax_networks.Network(model, batch)
     return {"train": network.train, "infer": network.infer}
 
 
@@ -115,7 +116,8 @@ def _theirs(arguments: argparse.Namespace, batch: dict) -> dict[str, Callable]:
 
     tf.config.threading.set_intra_op_parallelism_threads(arguments.cores)
     images, labels = keras_networks.batch_of(batch)
-    model = keras_networks.create_keras_model(arguments.models, arguments.size)
+    (name,) = arguments.models
+    model = keras_networks.create_keras_model(name, arguments.size)
     jit = arguments.side == "keras_jit"
     step = keras_networks.make_keras_train_step(model, jit=jit)
     evaluate = keras_networks.make_keras_eval_step(model, jit=jit)
@@ -126,7 +128,4 @@ def _theirs(arguments: argparse.Namespace, batch: dict) -> dict[str, Callable]:
 
 
 if __name__ == "__main__":
-    from mela_jax.memory import use_huge_pages
-
-    use_huge_pages()
-    sys.exit(main())
+    flags.run(main)

@@ -1,7 +1,8 @@
-"""Made-up JPEG files with about as many bytes as dermoscopy images have.
+"""Made-up images: a batch of noise, and JPEG files.
 
-HAM10000 as published has 270 kB a file at 600x450 pixels; copies of it at 200x150 have
-5 kB. Of these, 240 and 4.
+The files have about as many bytes as those of dermoscopy images. HAM10000 as published
+has 270 kB a file at 600x450 pixels; copies of it at 200x150 have 5 kB. Of these, 240
+and 4.
 """
 
 import csv
@@ -16,6 +17,23 @@ NUM_DIFFERENT = 200
 
 # Pictures at least as wide are compressed as originals are, smaller ones as copies.
 _ORIGINAL_WIDTH = 400
+
+
+def noise_batch(*, batch_size: int, size: int) -> dict[str, np.ndarray]:
+    """Return a batch of noise with every other label 1, always the same.
+
+    Args:
+      batch_size: B, how many images.
+      size: S, their side in pixels.
+
+    Returns:
+      "image" float32[B, S, S, 3] in [0, 255] and "label" int32[B].
+    """
+    shape = (batch_size, size, size, 3)
+    return {
+        "image": np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32),
+        "label": (np.arange(batch_size) % 2).astype(np.int32),
+    }
 
 
 def write_pictures(

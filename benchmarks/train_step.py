@@ -5,7 +5,7 @@
 Prints images/s, the median of several rounds of some steps.
 """
 
-from benchmarks import flags
+from benchmarks import flags, pictures
 from mela_jax.config import CHOICES
 
 
@@ -24,22 +24,15 @@ def main() -> None:
     parser.add_argument("--steps", type=flags.positive, default=3, help="in a round")
     arguments = parser.parse_args()
 
-    import numpy as np
-
     from benchmarks import jax_networks
     from benchmarks.timing import interleave, rates
     from mela_jax import parallel
 
     jax_networks.set_up(arguments.devices)
-    size, count = arguments.size, arguments.batch_size
+    count = arguments.batch_size
     parallel.check_batch_size(count, field="batch_size")
-    rng = np.random.default_rng(0)
     network = jax_networks.Network(
-        arguments.model,
-        {
-            "image": rng.uniform(0, 255, (count, size, size, 3)).astype(np.float32),
-            "label": (np.arange(count) % 2).astype(np.int32),
-        },
+        arguments.model, pictures.noise_batch(batch_size=count, size=arguments.size)
     )
     seconds = interleave(
         {"train": lambda: network.train_many(arguments.steps)}, rounds=arguments.rounds
