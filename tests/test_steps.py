@@ -13,13 +13,14 @@ from jax.sharding import AxisType, Mesh
 from scipy.special import expit
 
 from mela_jax import checkpoint, optim, parallel, steps
-from mela_jax.data.augment import AugmentSettings, augment_batch, draw_views
+from mela_jax.data.augment import augment_batch, draw_views
 from mela_jax.distill.logits import binary_kd
 from mela_jax.models.convolution import plain_convolutions
 from mela_jax.models.outputs import Outputs
 from mela_jax.models.zoo import create_model
 from mela_jax.state import Variables, create_state
 from tests import tiny
+from tests.views import MILD
 
 AXIS = parallel.BATCH_AXIS
 EMA_DECAY = 0.15  # reached at the second step
@@ -454,7 +455,7 @@ def test_views_rendered_in_the_step_train_as_those_of_the_host(num_devices: int)
         seed=0,
         epoch=0,
         indices=np.arange(tiny.BATCH_SIZE),
-        settings=AugmentSettings(True, True, 0.5, 0.2, 0.2, 0.2, 0.05),
+        settings=MILD,
         size_in=12,
         size_out=tiny.IMAGE_SIZE,
     )

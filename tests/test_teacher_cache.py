@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 from mela_jax import config as mela_config
 from mela_jax import parallel, pipeline, steps, teacher_cache
 from mela_jax.data import input_pipeline
-from mela_jax.data.augment import AugmentSettings
 from mela_jax.data.input_pipeline import make_train_batches
 from mela_jax.errors import Stopped, UserError
 from mela_jax.state import Variables
@@ -28,17 +27,9 @@ from mela_jax.teacher_cache import read_view, write_view
 from mela_jax.train import FitResult, Images, fit
 from tests import tiny
 from tests.job import Job
+from tests.views import OFF
 
 SETTINGS = tiny.SETTINGS
-PLAIN = AugmentSettings(
-    flip=False,
-    rotate=False,
-    crop_min_area=1.0,
-    brightness=0.0,
-    contrast=0.0,
-    saturation=0.0,
-    hue=0.0,
-)
 ROWS = tiny.images().rows["train"]
 
 
@@ -172,7 +163,7 @@ STALE: dict[str, Callable[[], dict[str, Any]]] = {
     },
     **{
         f"augmentation: {field.name}": lambda name=field.name: {
-            "settings": dataclasses.replace(SETTINGS, **{name: getattr(PLAIN, name)})
+            "settings": dataclasses.replace(SETTINGS, **{name: getattr(OFF, name)})
         }
         for field in dataclasses.fields(SETTINGS)
     },
@@ -240,9 +231,9 @@ def test_every_file_of_the_code_counts(tmp_path: Path, monkeypatch: pytest.Monke
 def test_where_views_cannot_differ_all_seeds_share_them(
     teacher: Teacher, tmp_path: Path
 ):
-    assert SETTINGS.is_random and not PLAIN.is_random
-    first = logits_of(teacher, tmp_path, settings=PLAIN, num_views=1)
-    again = logits_of(teacher, tmp_path, settings=PLAIN, num_views=1, seed=99)
+    assert SETTINGS.is_random and not OFF.is_random
+    first = logits_of(teacher, tmp_path, settings=OFF, num_views=1)
+    again = logits_of(teacher, tmp_path, settings=OFF, num_views=1, seed=99)
     np.testing.assert_array_equal(first, again)
     assert teacher.calls == 5
 
@@ -575,5 +566,5 @@ def test_without_augmentation_one_view_is_kept(job: Job):
     assert pipeline.count_views(config) == 0
     config.student.num_views = 3
     assert pipeline.count_views(config) == 3
-    config.augment.update(dataclasses.asdict(PLAIN))
+    config.augment.update(dataclasses.asdict(OFF))
     assert pipeline.count_views(config) == 1

@@ -6,31 +6,13 @@ import numpy as np
 import pytest
 
 from mela_jax.data.augment import (
-    AugmentSettings,
     augment_batch,
     colour_map,
     draw_views,
     view_transform,
 )
+from tests.views import OFF, ON
 
-OFF = AugmentSettings(
-    flip=False,
-    rotate=False,
-    crop_min_area=1.0,
-    brightness=0.0,
-    contrast=0.0,
-    saturation=0.0,
-    hue=0.0,
-)
-ON = AugmentSettings(
-    flip=True,
-    rotate=True,
-    crop_min_area=0.5,
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    hue=0.1,
-)
 PLAIN = {
     "flip_x": False,
     "flip_y": False,

@@ -6,39 +6,20 @@ import numpy as np
 import pytest
 
 from mela_jax.data import raw_batches
-from mela_jax.data.augment import AugmentSettings, augment_batch, draw_views
+from mela_jax.data.augment import augment_batch, draw_views
 from mela_jax.data.input_pipeline import (
     make_eval_batches,
     make_train_batches,
     make_view_batches,
 )
 from mela_jax.errors import UserError
-
-SETTINGS = AugmentSettings(
-    flip=True,
-    rotate=True,
-    crop_min_area=0.5,
-    brightness=0.2,
-    contrast=0.2,
-    saturation=0.2,
-    hue=0.05,
-)
-IMAGES = np.random.default_rng(0).integers(0, 256, (23, 12, 12, 3), dtype=np.uint8)
-LABELS = np.arange(23) % 3 == 0
-ROWS = np.arange(2, 21)  # 19 rows: 4 batches of 4, and 3 images that wait
+from tests.views import IMAGES, LABELS, MILD, OPTIONS, ROWS
 
 
 def train(**changes):
     """Return the training batches as a list."""
-    options = {
-        "image_size": 8,
-        "batch_size": 4,
-        "seed": 5,
-        "start_step": 0,
-        "num_steps": 10,
-        "settings": SETTINGS,
-    }
-    return list(make_train_batches(IMAGES, LABELS, ROWS, **options | changes))
+    steps = {"start_step": 0, "num_steps": 10}
+    return list(make_train_batches(IMAGES, LABELS, ROWS, **OPTIONS | steps | changes))
 
 
 def assert_same(batches, expected):
@@ -64,7 +45,7 @@ def test_batches_hold_what_they_say():
             seed=5,
             epoch=step // 4,
             indices=batch["index"],
-            settings=SETTINGS,
+            settings=MILD,
             size_in=12,
             size_out=8,
         )
@@ -143,12 +124,9 @@ def test_a_view_of_every_row_is_the_one_that_training_sees(view, batch_size, cou
                 IMAGES,
                 ROWS,
                 view=view,
-                image_size=8,
-                batch_size=batch_size,
-                seed=5,
-                settings=SETTINGS,
                 process_index=p,
                 process_count=count,
+                **OPTIONS | {"batch_size": batch_size},
             )
         )
         for p in range(count)
@@ -204,15 +182,7 @@ def test_maps_and_memory_are_alike(tmp_path):
     np.save(tmp_path / "images.npy", IMAGES)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     batches = make_train_batches(
-        mapped,
-        LABELS,
-        ROWS,
-        image_size=8,
-        batch_size=4,
-        seed=5,
-        start_step=0,
-        num_steps=10,
-        settings=SETTINGS,
+        mapped, LABELS, ROWS, start_step=0, num_steps=10, **OPTIONS
     )
     assert_same(list(batches), train())
 
@@ -227,8 +197,7 @@ def test_refusals():
         make_eval_batches(IMAGES, LABELS, ROWS, image_size=8, batch_size=4)
     with pytest.raises(UserError, match="no images to evaluate"):
         make_eval_batches(IMAGES, LABELS, ROWS[:0], image_size=12, batch_size=4)
-    options = {"view": 0, "image_size": 8, "seed": 5, "settings": SETTINGS}
     with pytest.raises(UserError, match="no images to evaluate"):
-        make_view_batches(IMAGES, ROWS[:0], batch_size=4, **options)
+        make_view_batches(IMAGES, ROWS[:0], view=0, **OPTIONS)
     with pytest.raises(UserError, match="does not divide among 3 processes"):
-        make_view_batches(IMAGES, ROWS, batch_size=4, process_count=3, **options)
+        make_view_batches(IMAGES, ROWS, view=0, process_count=3, **OPTIONS)

@@ -7,23 +7,10 @@ import numpy as np
 import pytest
 
 from mela_jax.data import raw_batches
-from mela_jax.data.augment import AugmentSettings, augment_batch
+from mela_jax.data.augment import augment_batch
 from mela_jax.data.input_pipeline import make_train_batches, make_view_batches
 from mela_jax.data.raw_batches import fetch_ahead, make_fetch
-
-SETTINGS = AugmentSettings(
-    flip=True,
-    rotate=True,
-    crop_min_area=0.5,
-    brightness=0.2,
-    contrast=0.2,
-    saturation=0.2,
-    hue=0.05,
-)
-IMAGES = np.random.default_rng(0).integers(0, 256, (23, 12, 12, 3), dtype=np.uint8)
-LABELS = np.arange(23) % 3 == 0
-ROWS = np.arange(2, 21)  # 19 rows: 4 batches of 4, and 3 images that wait
-OPTIONS = {"image_size": 8, "batch_size": 4, "seed": 5, "settings": SETTINGS}
+from tests.views import IMAGES, LABELS, OPTIONS, ROWS
 
 
 def raw(**changes):
