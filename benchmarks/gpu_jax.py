@@ -177,10 +177,10 @@ def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[],
     fetch = make_fetch(images, labels, rows, **options)
     num_steps = settings.epochs * (settings.images // settings.batch_size)
     training = Distillation(settings, render=True)
-    batch = parallel.shard_batch(training.mesh, _inputs(fetch(0)))
+    batch = parallel.shard_batch(training.mesh, steps.step_inputs(fetch(0)))
 
     def end_to_end() -> None:
-        batches = map(_inputs, fetch_ahead(fetch, start=0, stop=num_steps))
+        batches = map(steps.step_inputs, fetch_ahead(fetch, start=0, stop=num_steps))
         training.run(parallel.prefetch(training.mesh, batches))
 
     def host_part() -> None:
@@ -199,11 +199,7 @@ def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[],
             batches = make_train_batches(
                 images, labels, rows, start_step=0, num_steps=num_steps, **options
             )
-            plain.run(parallel.prefetch(plain.mesh, map(_inputs, batches)))
+            plain.run(parallel.prefetch(plain.mesh, map(steps.step_inputs, batches)))
 
         runs["epochs, views on the host"] = rendered_on_host
     return runs
-
-
-def _inputs(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {k: v for k, v in batch.items() if k not in ("index", "view")}

@@ -6,6 +6,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mela_jax.data.augment_on_device import augment_batch
@@ -25,6 +26,23 @@ TrainStep = Callable[[TrainState, Variables, Batch], tuple[TrainState, Metrics]]
 def forward(network: nn.Module, variables: Variables, images: jax.Array) -> Outputs:
     """Run a network in evaluation mode on float[b, S, S, 3]."""
     return cast(Outputs, network.apply(variables, images, train=False))
+
+
+def step_inputs(
+    batch: dict[str, np.ndarray], teacher_logits: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Return what a step needs of a batch on the host, before it goes to the devices.
+
+    Args:
+      batch: as `make_train_batches` gives it, rendered or not; "index" int32[B], the
+        row, and "view" int32[B] are left out.
+      teacher_logits: float32[views, N] of every view that training comes by. Those of
+        the batch are added as "teacher_logits" float32[B].
+    """
+    inputs = {k: v for k, v in batch.items() if k not in ("index", "view")}
+    if teacher_logits is not None:
+        inputs["teacher_logits"] = teacher_logits[batch["view"], batch["index"]]
+    return inputs
 
 
 def make_hard_objective(hard_loss: HardLoss) -> Objective:

@@ -234,7 +234,7 @@ def fit(
     )
     with stop_requests() as stop_requested, progress:
         pending: list[steps.Metrics] = []
-        inputs = (_inputs(batch, teacher_logits) for batch in batches)
+        inputs = (steps.step_inputs(batch, teacher_logits) for batch in batches)
         on_devices = parallel.prefetch(mesh, inputs)
         for step, batch in enumerate(on_devices, start=first_step + 1):
             train_step = float_step if step <= float_steps else rounded_step
@@ -298,16 +298,6 @@ def fit(
         best_step=best_step,
         seconds=time.monotonic() - began,
     )
-
-
-def _inputs(
-    batch: dict[str, np.ndarray], teacher_logits: np.ndarray | None
-) -> dict[str, np.ndarray]:
-    """Return what a step needs of a batch, the kept logits of its views included."""
-    inputs = {k: v for k, v in batch.items() if k not in ("index", "view")}
-    if teacher_logits is not None:
-        inputs["teacher_logits"] = teacher_logits[batch["view"], batch["index"]]
-    return inputs
 
 
 def _fetch(
