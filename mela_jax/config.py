@@ -7,6 +7,7 @@ default.
 """
 
 import re
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mela_jax.errors import UserError
+
+# What ml_collections calls the module that it makes of the file of `--config`.
+_FILE_MODULE = "config_config"
 
 CHOICES = {
     "data.name": ("ham10000", "csv", "phantom"),
@@ -280,6 +284,40 @@ def unknown_field(error: AttributeError | KeyError) -> str:
     hint = f" (did you mean {meant[0]!r}?)" if meant else ""
     names = ", ".join(_field_names())
     return f"--config: no field {field!r}{hint}; the fields are: {names}"
+
+
+def mistake_in_file(error: BaseException | None) -> str | None:
+    """Say in one line what a configuration file does wrong, and where.
+
+    Args:
+      error: what loading the file raised, or an error raised while handling that.
+
+    Returns:
+      The line, or None where the error does not come from a configuration file.
+    """
+    while error is not None:
+        if isinstance(error, AttributeError) and error.name == "get_config":
+            file = getattr(error.obj, "__file__", "the file")
+            return (
+                f"--config: {file} has no function get_config(); begin with a copy of"
+                " a file of configs/"
+            )
+        place = None
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            if frame.f_globals.get("__name__") == _FILE_MODULE:
+                place = f"{frame.f_code.co_filename}, line {number}"
+        what = str(error)
+        # Of code that cannot be read there is no frame.
+        if isinstance(error, SyntaxError) and Path(error.filename or "").is_file():
+            place, what = f"{error.filename}, line {error.lineno}", error.msg
+        if place:
+            what = " ".join([f"{type(error).__name__}:", *what.split()])
+            return (
+                f"--config: {place}: {what}; correct that line (the fields are"
+                " explained in mela_jax/config.py)"
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def list_fields() -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from mela_jax.config import expand_user, list_fields, unknown_field
+from mela_jax.config import expand_user, list_fields, mistake_in_file, unknown_field
 from mela_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -54,14 +54,25 @@ def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     try:
         stray = flags.FLAGS(argv)[1:]
         config = _CONFIG.value
-    except (AttributeError, KeyError) as error:
-        raise UserError(unknown_field(error)) from error
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        # A file that could not be opened complains only now that it is used.
+        getattr(config, "lock", None)
+    except Exception as error:
+        if mistake := mistake_in_file(error):
+            raise UserError(mistake) from error
+        if isinstance(error, AttributeError | KeyError):
+            raise UserError(unknown_field(error)) from error
+        if isinstance(error, flags.Error | OSError | TypeError | ValueError):
+            raise UserError(" ".join(str(error).split())) from error
+        raise
     if stray:
         raise UserError(f"{stray[0]!r} is not a flag; a field is --config.field=value")
-    if config is None:
+    if not _CONFIG.present:
         raise UserError("--config is missing: give a file of configs/")
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config: get_config() of the file returned {config!r}; it must return"
+            " what mela_jax.config.default() gave it"
+        )
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: give a folder for the run")
     return config, Path(_WORKDIR.value).expanduser()

@@ -86,6 +86,57 @@ def test_wrong_command_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "wanted"),
+    [
+        ("def get_config()\n    return 1\n", 1, ["SyntaxError: expected ':'"]),
+        (
+            "import re\n\ndef get_config():\n    return confg\n",
+            4,
+            ["NameError: name 'confg' is not defined"],
+        ),
+        (
+            "from mela_jax import config\n\n\n"
+            "def get_config():\n"
+            "    c = config.default()\n"
+            "    c.student.update({'epochs': 'many'})\n",
+            6,
+            ["TypeError:", "epochs", "many"],
+        ),
+        (
+            "def get_config():\n    return open('/no/such/file')\n",
+            2,
+            ["FileNotFoundError:", "'/no/such/file'"],
+        ),
+        ("seed = 3\n", None, ["has no function get_config()", "configs/"]),
+        ("def get_config():\n    return {'seed': 3}\n", None, ["{'seed': 3}"]),
+        ("def get_config():\n    pass\n", None, ["get_config()", "None"]),
+    ],
+)
+def test_a_mistake_in_the_config_file_is_named_with_its_line(
+    job: Job, tmp_path: Path, text: str, line: int | None, wanted: list[str]
+):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    done = job.run_module(
+        "mela_jax.main", f"--config={file}", f"--workdir={tmp_path / 'run'}"
+    )
+    complaint = done.error_line()
+    if line is not None:
+        assert f"{file}, line {line}: " in complaint
+        assert "correct that line" in complaint
+    for words in wanted:
+        assert words in complaint
+    assert not (tmp_path / "run").exists()
+
+
+def test_config_file_that_cannot_be_opened(job: Job, tmp_path: Path):
+    done = job.run_module(
+        "mela_jax.main", f"--config={tmp_path}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert "Is a directory" in done.error_line()
+
+
 def test_unknown_model_lists_the_models(job: Job, tmp_path: Path):
     line = job.run(tmp_path / "run", "--config.student.model=vgg").error_line()
     assert "config.student.model='vgg'" in line
