@@ -66,9 +66,12 @@ def _sums(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.stack([a.sum((0, 1, 2)), b.sum((0, 1, 2))])
 
 
-def _means(a: jax.Array, b: jax.Array, axis_name: str | None) -> jax.Array:
-    """Return `_sums` divided by the count, over the mapped axis as well."""
-    means = _sums(a, b) * (a.shape[-1] / a.size)
+def _average(sums: jax.Array, x: jax.Array, axis_name: str | None) -> jax.Array:
+    """Divide sums over `x` [B, H, W, C] by their count, over the mapped axis as well.
+
+    `sums` and the result are float32[2, C].
+    """
+    means = sums * (x.shape[-1] / x.size)
     return means if axis_name is None else lax.pmean(means, axis_name)
 
 
@@ -92,7 +95,7 @@ def _normalise_fwd(
     axis_name: str | None,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
     wide = x.astype(jnp.float32)
-    mean, mean_of_squares = _means(wide, wide * wide, axis_name)
+    mean, mean_of_squares = _average(_sums(wide, wide * wide), x, axis_name)
     # Rounding may leave a constant channel slightly below zero.
     var = jnp.maximum(mean_of_squares - mean * mean, 0.0)
     inverse = lax.rsqrt(var + epsilon)
@@ -112,9 +115,7 @@ def _normalise_bwd(
     # This device's share: the training step averages gradients over the devices.
     grad_bias = sums[0]
     grad_scale = inverse * (sums[1] - mean * sums[0])
-    means = jnp.stack([grad_bias, grad_scale]) * (x.shape[-1] / x.size)
-    if axis_name is not None:
-        means = lax.pmean(means, axis_name)
+    means = _average(jnp.stack([grad_bias, grad_scale]), x, axis_name)
     # dx = scale / std * (g - E[g] - x_hat E[g x_hat]), as one multiply-add in g and x.
     gain = scale * inverse
     slope = -gain * inverse * means[1]
