@@ -10,22 +10,25 @@ from matplotlib.ticker import MaxNLocator
 
 from mela_jax.evaluation.plots import BLUE, GREEN, VERMILION, WIDTH
 
-# Keys of a history row that are drawn: key -> (name, colour, line style).
-_LOSSES = {
-    "train/loss": ("training", BLUE, "-"),
-    "val/loss": ("validation", VERMILION, "--"),
+# A model's panels: title -> keys of a history row: (name, colour, line style).
+# Training minimises a weighted or focal loss, or one with a teacher's share, and so
+# has a scale of its own beside the cross-entropy on validation.
+_PANELS = {
+    "training objective": {"train/loss": ("training", BLUE, "-")},
+    "validation cross-entropy": {"val/loss": ("validation", VERMILION, "--")},
+    "validation": {
+        "val/roc_auc": ("ROC-AUC", BLUE, "-"),
+        "val/pr_auc": ("PR-AUC (average precision)", VERMILION, "--"),
+        "val/specificity_at_target": ("specificity at target", GREEN, "-."),
+    },
 }
-_QUALITIES = {
-    "val/roc_auc": ("ROC-AUC", BLUE, "-"),
-    "val/pr_auc": ("PR-AUC (average precision)", VERMILION, "--"),
-    "val/specificity_at_target": ("specificity at target", GREEN, "-."),
-}
+_HEIGHT = 2.3  # of a panel, in inches
 
 
 def draw_training(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str
 ) -> Figure | None:
-    """Draw losses and validation figures against the epoch, two panels per model.
+    """Draw losses and validation figures against the epoch, three panels per model.
 
     Args:
         histories: model label -> rows with "epoch" and any of "train/loss",
@@ -39,22 +42,17 @@ def draw_training(
     drawable = {
         label: rows
         for label, rows in histories.items()
-        if any(_series(rows, key)[0] for key in (*_LOSSES, *_QUALITIES))
+        if any(_series(rows, key)[0] for keys in _PANELS.values() for key in keys)
     }
     if not drawable:
         return None
-    figure = Figure(figsize=(WIDTH, 0.6 + 5.0 * len(drawable)), layout="constrained")
+    panels = [(label, panel) for label in drawable for panel in _PANELS]
+    figure = Figure(figsize=(WIDTH, 0.6 + _HEIGHT * len(panels)), layout="constrained")
     figure.suptitle(title)
-    grid = figure.subplots(2 * len(drawable), 1, squeeze=False).reshape(-1, 2)
-    for (label, rows), (loss_axes, quality_axes) in zip(
-        drawable.items(), grid, strict=True
-    ):
-        _draw_series(loss_axes, rows, _LOSSES)
-        _draw_series(quality_axes, rows, _QUALITIES)
-        loss_axes.set_ylabel("Loss")
-        quality_axes.set_ylabel("Validation figure")
-        loss_axes.set_title(f"{label}: loss", fontsize="medium")
-        quality_axes.set_title(f"{label}: validation", fontsize="medium")
+    grid = figure.subplots(len(panels), 1)
+    for axes, (label, panel) in zip(grid, panels, strict=True):
+        _draw_series(axes, drawable[label], _PANELS[panel])
+        axes.set_title(f"{label}: {panel}", fontsize="medium")
     return figure
 
 

@@ -425,11 +425,15 @@ def test_training_curves_draw_what_is_there() -> None:
     ]
     figure = draw_training({"Student": rows, "Nothing": []}, title="Training")
     assert figure is not None
-    loss, quality = figure.axes
-    assert [np.asarray(line.get_xdata()).tolist() for line in loss.get_lines()] == [
-        [1],
-        [2, 3],
-    ]
+    # Losses of different kinds never share an axis.
+    objective, loss, quality = figure.axes
+    for axes, epochs, name in (
+        (objective, [1], "training objective"),
+        (loss, [2, 3], "validation cross-entropy"),
+    ):
+        (line,) = axes.get_lines()
+        assert np.asarray(line.get_xdata()).tolist() == epochs
+        assert axes.get_title() == f"Student: {name}"
     assert not quality.get_lines()
     assert draw_training({"Nothing": [{"epoch": 1}]}, title="Training") is None
 
