@@ -18,18 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import flags, pictures
-from mela_jax.config import CHOICES
 from mela_jax.errors import UserError
 
 
 def main() -> None:
     """Print images/s of the step alone, of training and of epochs, and the ratios."""
     parser = flags.make_parser(__doc__)
-    parser.add_argument(
-        "--model", choices=CHOICES["*.model"], default="mobilenet_v3_small"
-    )
-    parser.add_argument("--size", type=flags.positive, default=224, help="pixels")
-    parser.add_argument("--batch_size", type=flags.positive, default=32)
+    flags.add_training_step(parser)
     parser.add_argument(
         "--steps", type=flags.positive, default=40, help="in an epoch, about"
     )

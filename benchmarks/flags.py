@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 # Before TensorFlow is imported: its notices say nothing here.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from mela_jax.config import CHOICES
 from mela_jax.errors import UserError
 from mela_jax.memory import use_huge_pages
 
@@ -53,6 +54,15 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def add_training_step(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a training step: --model, --size and --batch_size."""
+    parser.add_argument(
+        "--model", choices=CHOICES["*.model"], default="mobilenet_v3_small"
+    )
+    parser.add_argument("--size", type=positive, default=224, help="pixels")
+    parser.add_argument("--batch_size", type=positive, default=32)
 
 
 def run(main: Callable[[], None]) -> None:

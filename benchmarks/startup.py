@@ -13,17 +13,12 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import flags, pictures, processes
-from mela_jax.config import CHOICES
 
 
 def main() -> None:
     """Print a table of starts."""
     parser = flags.make_parser(__doc__)
-    parser.add_argument(
-        "--model", choices=CHOICES["*.model"], default="mobilenet_v3_small"
-    )
-    parser.add_argument("--size", type=flags.positive, default=224, help="pixels")
-    parser.add_argument("--batch_size", type=flags.positive, default=32)
+    flags.add_training_step(parser)
     parser.add_argument("--images", type=flags.positive, default=100)
     parser.add_argument("--rounds", type=flags.positive, default=3, help="warm starts")
     parser.add_argument("--cores", type=flags.positive, default=flags.CORES)

@@ -6,17 +6,12 @@ Prints images/s, the median of several rounds of some steps.
 """
 
 from benchmarks import flags, pictures
-from mela_jax.config import CHOICES
 
 
 def main() -> None:
     """Print one number."""
     parser = flags.make_parser(__doc__)
-    parser.add_argument(
-        "--model", choices=CHOICES["*.model"], default="mobilenet_v3_small"
-    )
-    parser.add_argument("--size", type=flags.positive, default=224, help="pixels")
-    parser.add_argument("--batch_size", type=flags.positive, default=32)
+    flags.add_training_step(parser)
     parser.add_argument(
         "--devices", type=flags.positive, default=flags.CORES, help="virtual ones"
     )
