@@ -137,6 +137,15 @@ class Queue:
         with hold_lock(folder / f"{run.number}.lock", wait=False):
             yield
 
+    def is_running(self, number: int) -> bool:
+        """Say whether the storage takes an Optuna trial for running."""
+        return any(
+            trial.number == number
+            for trial in self.study.get_trials(
+                deepcopy=False, states=(TrialState.RUNNING,)
+            )
+        )
+
     def verdicts(self) -> list[tuple[Run, Verdict]]:
         """Return every run in the order in which they begin, and what became of it."""
         found: dict[int, list[FrozenTrial]] = {}

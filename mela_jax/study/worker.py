@@ -85,21 +85,33 @@ class Worker:
 
     def _take_one(self, turn: contextlib.ExitStack) -> None:
         """Take a waiting trial and run it; `turn` is closed once it is ours."""
+        taken = []
 
         def objective(trial: optuna.Trial) -> float:
+            taken.append(trial.number)
             turn.close()
-            return self._run(trial)
+            return self._run(trial, held)
 
-        try:
-            self.queue.study.optimize(objective, n_trials=1, catch=(_Failed, _GivenUp))
-        except optuna.exceptions.UpdateFinishedTrialError:
-            logging.warning(
-                "this worker gave no sign of life for so long that its run was given"
-                " to another"
-            )
+        # Held until Optuna has written down how it ended: a trial that is running, and
+        # that nobody holds, is one whose worker has died.
+        with contextlib.ExitStack() as held:
+            try:
+                self.queue.study.optimize(
+                    objective, n_trials=1, catch=(_Failed, _GivenUp)
+                )
+            except (*FAULTS, Stopped, KeyboardInterrupt):
+                raise
+            # Optuna has several ways to say it.
+            except Exception:
+                if not taken or self.queue.is_running(taken[0]):
+                    raise
+                logging.warning(
+                    "this worker gave no sign of life for so long that its run was"
+                    " given to another"
+                )
 
-    def _run(self, trial: optuna.Trial) -> float:
-        """Do the run of a trial and return its value."""
+    def _run(self, trial: optuna.Trial, held: contextlib.ExitStack) -> float:
+        """Do the run of a trial, holding it, and return its value."""
         found = [
             (run, verdict)
             for run, verdict in self.queue.verdicts()
@@ -111,9 +123,9 @@ class Worker:
             raise _GivenUp
         run = found[0][0]
         try:
-            with self.queue.hold(run):
-                trial.set_user_attr(HOST, this_host())
-                return self._run_held(trial, run)
+            held.enter_context(self.queue.hold(run))
+            trial.set_user_attr(HOST, this_host())
+            return self._run_held(trial, run)
         except (BlockingIOError, WorkdirInUse):
             trial.set_user_attr(GIVEN_UP, "its folder is in use")
             logging.warning(
