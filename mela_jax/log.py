@@ -4,7 +4,7 @@ from absl import logging
 
 
 def set_up_logging() -> None:
-    """Log from INFO on, but for the lines of Orbax, which names every file it touches."""
+    """Log from INFO on, except Orbax, which names every file it touches."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(lambda line: "orbax" not in line.pathname)

@@ -1,7 +1,7 @@
-r"""5-fold cross-validation on made-up lesions, in minutes: see that it works.
+"""5-fold cross-validation on made-up lesions, in minutes: see that it works.
 
-    python -m mela_jax.study --study=configs/studies/cross_validation_small.py \
-        --workdir=runs/folds_small
+STUDY=configs/studies/cross_validation_small.py
+python -m mela_jax.study --study=$STUDY --workdir=runs/folds_small
 """
 
 from configs import tiny

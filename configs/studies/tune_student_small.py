@@ -1,7 +1,7 @@
-r"""Tuning on made-up lesions, in minutes: see that it works.
+"""Tuning on made-up lesions, in minutes: see that it works.
 
-    python -m mela_jax.study --study=configs/studies/tune_student_small.py \
-        --workdir=runs/tune_small
+STUDY=configs/studies/tune_student_small.py
+python -m mela_jax.study --study=$STUDY --workdir=runs/tune_small
 """
 
 import dataclasses

@@ -164,26 +164,31 @@ class Queue:
           forgive: also try again what has failed.
         """
         optuna.storages.fail_stale_trials(self.study)
-        points = grid_points(self.plan) if self.plan.method == "grid" else {}
         for run, verdict in self.verdicts():
             trial = verdict.trial
             if verdict.state == "running" and self._is_abandoned(run, trial):
                 self._fail(trial)
-        for run, verdict in self.verdicts():
-            if verdict.trial is None or (forgive and verdict.state == "failed"):
-                attributes = {RUN: run.number}
-                if verdict.state == "failed":
-                    attributes[FORGIVES] = True
-                self.study.add_trial(
-                    create_trial(
-                        state=TrialState.WAITING,
-                        user_attrs=attributes,
-                        # The names that the samplers themselves go by.
-                        system_attrs=points[run.cell, run.seed, run.fold]
-                        if points
-                        else {"fixed_params": verdict.params},
-                    )
+        lacking = [
+            (run, verdict)
+            for run, verdict in self.verdicts()
+            if verdict.trial is None or (forgive and verdict.state == "failed")
+        ]
+        grid = self.plan.method == "grid"
+        points = grid_points(self.plan) if grid and lacking else {}
+        for run, verdict in lacking:
+            attributes = {RUN: run.number}
+            if verdict.state == "failed":
+                attributes[FORGIVES] = True
+            self.study.add_trial(
+                create_trial(
+                    state=TrialState.WAITING,
+                    user_attrs=attributes,
+                    # The names that the samplers themselves go by.
+                    system_attrs=points[run.cell, run.seed, run.fold]
+                    if grid
+                    else {"fixed_params": verdict.params},
                 )
+            )
 
     def _is_abandoned(self, run: Run, trial: FrozenTrial | None) -> bool:
         """Say whether no process runs a trial any more, as far as can be seen here."""
