@@ -160,6 +160,7 @@ def report(workdir: Path, *, storage: str) -> str:
         trials=trials,
         settings=evaluation_settings(plan.base),
         cells=list(plan.cells.values()),
+        select_by=plan.metric,
     )
     return f"Report: {path}"
 
