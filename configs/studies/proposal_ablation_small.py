@@ -18,7 +18,7 @@ def get_study() -> Study:
     base.image_size = 64
     base.data.train_size = 75
     base.teacher.epochs = 4
-    base.student.epochs = 10
+    base.student.epochs = 8
     base.student.batch_size = 64
     # The teacher's logits of these views are computed once for each seed.
     base.student.num_views = 4

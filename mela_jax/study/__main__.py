@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
             retry_failed=_RETRY.value,
         )
     except (Stopped, KeyboardInterrupt) as stopped:
-        print(stopped or "stopped; the same command goes on", file=sys.stderr)
+        print(str(stopped) or "stopped; the same command goes on", file=sys.stderr)
         return 143
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,6 +15,8 @@ from mela_jax.errors import UserError
 FAULTS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 # A worker that has been silent for this many intervals is dead.
 SILENT_INTERVALS = 3
+# Options after the ? of a URL that are not to be shown.
+_SECRET_OPTIONS = ("password", "sslpassword", "passwd")
 
 
 class Storage(optuna.storages.RDBStorage):
@@ -51,7 +53,11 @@ def parse_url(url: str, workdir: Path) -> URL:
 
 def without_password(url: URL) -> str:
     """Return a URL that may be shown and kept."""
-    return url.render_as_string(hide_password=True)
+    return (
+        url.set(password=None)
+        .difference_update_query(_SECRET_OPTIONS)
+        .render_as_string(hide_password=False)
+    )
 
 
 def open_storage(url: URL, *, heartbeat: int) -> Storage:
@@ -90,8 +96,9 @@ def open_storage(url: URL, *, heartbeat: int) -> Storage:
 def no_answer(url: URL, error: Exception) -> str:
     """Say in one line that a storage does not answer, without its password."""
     reason = _line(error)
-    if url.password:
-        reason = reason.replace(str(url.password), "***")
+    for secret in (url.password, *map(url.query.get, _SECRET_OPTIONS)):
+        if secret:
+            reason = reason.replace(str(secret), "***")
     return (
         f"--storage={without_password(url)}: does not answer ({reason}); check the"
         " address, that the server runs and that its driver is installed"

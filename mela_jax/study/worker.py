@@ -19,7 +19,6 @@ from mela_jax.study.queue import (
     ERROR,
     GIVEN_UP,
     HOST,
-    RUN,
     Queue,
     Run,
     this_host,
@@ -112,16 +111,16 @@ class Worker:
 
     def _run(self, trial: optuna.Trial, held: contextlib.ExitStack) -> float:
         """Do the run of a trial, holding it, and return its value."""
-        found = [
-            (run, verdict)
+        mine = [
+            run
             for run, verdict in self.queue.verdicts()
-            if run.number == trial.user_attrs.get(RUN)
+            if verdict.trial is not None and verdict.trial.number == trial.number
         ]
-        if not found or found[0][1].trial.number != trial.number:  # type: ignore[union-attr]
+        if not mine:
             # Locks did not hold between two machines, and both enqueued it.
             trial.set_user_attr(GIVEN_UP, "another trial has the run")
             raise _GivenUp
-        run = found[0][0]
+        (run,) = mine
         try:
             held.enter_context(self.queue.hold(run))
             trial.set_user_attr(HOST, this_host())

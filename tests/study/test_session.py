@@ -109,6 +109,7 @@ def test_a_damaged_storage_is_one_line(done: Path, tmp_path: Path):
         ("mysql+pymysql://me:hush@127.0.0.1:1/db", "pymysql"),
         ("sqlite:////proc/no/such/folder/study.db", "unable to open"),
         ("me:hush@nowhere", "no database URL"),
+        ("postgresql:///db?host=127.0.0.1&port=1&password=hush", "refused"),
     ],
 )
 def test_a_storage_that_does_not_answer_is_one_line_without_the_password(
@@ -135,7 +136,7 @@ def test_the_password_is_written_down_nowhere(
     kept = " ".join(sys.argv)
     kept += "".join(p.read_text() for p in tmp_path.rglob("*.json"))
     assert not any(secret in kept for secret in secrets)
-    assert "mela:***@127.0.0.1" in kept
+    assert "mela@127.0.0.1" in kept
     assert {t.state for t in session.load_trials(tmp_path, storage=postgres)} == {
         "complete"
     }
