@@ -42,15 +42,17 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path) -> Iterator[None]:
+def hold_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock that the system frees when the process ends, however it ends.
 
     Args:
         path: the lock's own file, which stays.
+        wait: until it is free.
 
     Raises:
+        BlockingIOError: it is not free, and `wait` is False.
         OSError: the file cannot be opened.
     """
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

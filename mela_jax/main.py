@@ -3,11 +3,12 @@
 import sys
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mela_jax.config import expand_user, list_fields, mistake_in_file, unknown_field
 from mela_jax.errors import Stopped, UserError
+from mela_jax.log import set_up_logging
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, a file of configs/.", lock_config=True
@@ -28,10 +29,7 @@ def main(argv: list[str]) -> int:
         # After the flags: a mistyped one is answered at once.
         from mela_jax import parallel, pipeline
 
-        logging.use_absl_handler()
-        logging.set_verbosity(logging.INFO)
-        # Orbax logs every file it touches through the same logger.
-        logging.get_absl_handler().addFilter(lambda line: "orbax" not in line.pathname)
+        set_up_logging()
         parallel.set_up(
             cpu_devices=config.cpu_devices,
             distributed=_DISTRIBUTED.value,

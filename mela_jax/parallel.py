@@ -56,6 +56,11 @@ def set_up(*, cpu_devices: int, distributed: bool, compilation_cache: Path) -> N
         ) from error
 
 
+def forget_programs() -> None:
+    """Let go of all compiled programs, where one process does one run after another."""
+    jax.clear_caches()
+
+
 def make_mesh() -> Mesh:
     """Return the mesh of all devices of all processes, with the one axis "batch"."""
     return jax.make_mesh((jax.device_count(),), (BATCH_AXIS,), (AxisType.Auto,))

@@ -5,7 +5,7 @@ Every stage leaves its result in the workdir and is skipped when that is there.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ from mela_jax.models.pretrained import find_imagenet_file, load_pretrained
 from mela_jax.models.zoo import create_model
 from mela_jax.state import Variables
 from mela_jax.teacher_cache import cached_logits
-from mela_jax.train import EvalStep, Images, fit, score
+from mela_jax.train import EvalStep, History, Images, fit, score
 
 SPLITS = ("train", "val", "test")
 # What the model card says of the data, where the data set is known.
@@ -92,12 +92,18 @@ class Model:
     description: dict[str, Any]
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    on_epoch: Callable[[History], None] | None = None,
+) -> dict[str, Any]:
     """Run the whole job, or what is left of it.
 
     Args:
       config: see `mela_jax.config`.
       workdir: folder of the run; made when absent.
+      on_epoch: for `train.fit` of the student.
 
     Returns:
       The content of report/metrics.json.
@@ -116,7 +122,13 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         if config.distill.enabled:
             models["teacher"] = obtain_teacher(config, workdir, records, images, mesh)
         models["student"] = train_student(
-            config, workdir, images, mesh, name="student", teacher=models.get("teacher")
+            config,
+            workdir,
+            images,
+            mesh,
+            name="student",
+            teacher=models.get("teacher"),
+            on_epoch=on_epoch,
         )
         if config.baseline:
             models["baseline"] = train_student(
@@ -130,20 +142,48 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return report(config, workdir, models, predictions, records)
 
 
-def load_images(config: ConfigDict, workdir: Path) -> tuple[list[Record], Images]:
-    """Find the images, decode them once and split them by lesion."""
+def run_teacher(config: ConfigDict, workdir: Path) -> None:
+    """Train the teacher of a run and nothing else, for `config.teacher.checkpoint`.
+
+    Args:
+      config: see `mela_jax.config`.
+      workdir: folder of the run; made when absent.
+
+    Raises:
+      UserError: for anything that its user can mend.
+    """
+    validate(config)
+    workdir = workdir.absolute()
+    with run_record.exclusive(workdir):
+        records, images = load_images(config, workdir)
+        check_stages(config, workdir, images)
+        obtain_teacher(config, workdir, records, images, parallel.make_mesh())
+
+
+def find_records(config: ConfigDict) -> list[Record]:
+    """Return the images of the data set, not decoded.
+
+    Raises:
+      UserError: when they are not there, or not as they should be.
+    """
     data = config.data
     if not data.dir:
         raise UserError(
             "config.data.dir is empty: give the data folder, --config.data.dir=PATH"
         )
-    records = load_records(
+    return load_records(
         name=data.name,
         directory=expand_user(data.dir),
         download=data.download,
         phantom_lesions=data.phantom_lesions,
         seed=data.split_seed,
     )
+
+
+def load_images(config: ConfigDict, workdir: Path) -> tuple[list[Record], Images]:
+    """Find the images, decode them once and split them by lesion."""
+    data = config.data
+    records = find_records(config)
     caches = {
         size: open_cache(
             records,
@@ -329,10 +369,13 @@ def train_student(
     *,
     name: str,
     teacher: Model | None,
+    on_epoch: Callable[[History], None] | None = None,
 ) -> Model:
     """Train the student, with a teacher or, as its own baseline, without."""
     before = checkpoint.fingerprint(teacher.variables) if teacher else None
-    student = _train(config, workdir, images, mesh, name=name, teacher=teacher)
+    student = _train(
+        config, workdir, images, mesh, name=name, teacher=teacher, on_epoch=on_epoch
+    )
     if teacher and checkpoint.fingerprint(teacher.variables) != before:
         raise RuntimeError("the teacher's variables changed while the student trained")
     return student
@@ -346,6 +389,7 @@ def _train(
     *,
     name: str,
     teacher: Model | None,
+    on_epoch: Callable[[History], None] | None = None,
 ) -> Model:
     """Train one model into workdir/name, unless it is there."""
     folder = workdir / name
@@ -416,6 +460,7 @@ def _train(
         eval_batch_size=config.eval_batch_size,
         log_every_steps=config.log_every_steps,
         qat_epochs=stage.qat_epochs if name != "teacher" and stage.qat else 0,
+        on_epoch=on_epoch,
     )
     checkpoint.save_model(
         folder,

@@ -1,11 +1,9 @@
 """The workdir: whose it is, under which configuration, and that one process uses it."""
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -16,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mela_jax import parallel
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import hold_lock, write_atomically
 from mela_jax.config import differences
 from mela_jax.data.records import Record
 from mela_jax.errors import UserError
@@ -35,30 +33,34 @@ _PACKAGES = (
 )
 
 
+class WorkdirInUse(UserError):
+    """Another process has the workdir."""
+
+
 @contextlib.contextmanager
 def exclusive(workdir: Path) -> Iterator[None]:
     """Hold the workdir for this run.
 
     Raises:
-      UserError: when another process has it, or it cannot be made.
+      WorkdirInUse: when another process has it.
+      UserError: when it cannot be made.
     """
     if not parallel.is_main_process():
         yield
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(workdir / ".lock", os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir}: cannot be written ({error.strerror}); choose another"
-        ) from error
-    with os.fdopen(descriptor) as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold_lock(workdir / ".lock", wait=False))
+        except BlockingIOError as error:
+            raise WorkdirInUse(
                 f"--workdir={workdir}: another run is using it; wait for it, or choose"
                 " another workdir"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"--workdir={workdir}: cannot be written ({error.strerror}); choose"
+                " another"
             ) from error
         yield
 

@@ -136,6 +136,7 @@ def fit(
     num_views: int = 0,
     teacher_logits: np.ndarray | None = None,
     qat_epochs: int = 0,
+    on_epoch: Callable[[History], None] | None = None,
 ) -> FitResult:
     """Train a model to the end of its schedule, from its latest checkpoint if any.
 
@@ -164,6 +165,8 @@ def fit(
         objective that takes them from the batch.
       qat_epochs: how many of the last epochs see the rounding of an int8 file; the
         checkpoint is chosen among them where there are any.
+      on_epoch: called with the history so far after each epoch, once it is saved; what
+        it raises ends the training.
 
     Raises:
       UserError: when the loss is not finite, or the disk is full.
@@ -288,6 +291,8 @@ def fit(
                     f"{name}: stopped at step {step} of {total_steps} and saved in"
                     f" {checkpoints.directory}; the same command goes on from there"
                 )
+            if ends_epoch and on_epoch:
+                on_epoch(history)
     best_step = checkpoints.best_step()
     assert best_step is not None, "the last epoch always saves its metrics"
     best, _ = checkpoints.restore_best(template)

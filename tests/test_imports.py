@@ -48,6 +48,7 @@ LAYERS = (
         "mela_jax.distill",
         "mela_jax.errors",
         "mela_jax.evaluation",
+        "mela_jax.log",
         "mela_jax.losses",
         "mela_jax.memory",
         "mela_jax.models",

@@ -1,0 +1,1 @@
+"""One file per study; each returns it from `get_study()`."""

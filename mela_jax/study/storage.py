@@ -1,0 +1,113 @@
+"""Where Optuna keeps a study: a SQLite file, or a database that many machines reach."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from absl import logging
+from sqlalchemy.engine import URL, make_url
+
+from mela_jax.errors import UserError
+
+# What a storage raises that does not answer, or no more.
+FAULTS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
+# A worker that has been silent for this many intervals is dead.
+SILENT_INTERVALS = 3
+# Options after the ? of a URL that are not to be shown.
+_SECRET_OPTIONS = ("password", "sslpassword", "passwd")
+
+
+class Storage(optuna.storages.RDBStorage):
+    """Optuna's storage, whose sign of life outlives a short loss of the database."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Record that the trial's worker lives; a failure is the next one's to mend."""
+        try:
+            super().record_heartbeat(trial_id)
+        except FAULTS as error:
+            logging.warning("storage: no sign of life recorded (%s)", _line(error))
+
+
+def parse_url(url: str, workdir: Path) -> URL:
+    """Return the storage's URL; the SQLite file of the workdir where `url` is empty.
+
+    Raises:
+      UserError: when it is no URL.
+    """
+    if not url:
+        return URL.create("sqlite", database=str(workdir.absolute() / "study.db"))
+    try:
+        parsed = make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        # Not repeated: there may be a password in it.
+        raise UserError(
+            "--storage: is no database URL; give one like"
+            " postgresql+psycopg://user@host/database"
+        ) from error
+    if parsed.drivername == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    return parsed
+
+
+def without_password(url: URL) -> str:
+    """Return a URL that may be shown and kept."""
+    return (
+        url.set(password=None)
+        .difference_update_query(_SECRET_OPTIONS)
+        .render_as_string(hide_password=False)
+    )
+
+
+def open_storage(url: URL, *, heartbeat: int) -> Storage:
+    """Open a storage, making its tables where they are missing.
+
+    Args:
+      url: of the database.
+      heartbeat: seconds between two signs of life of a worker.
+
+    Raises:
+      UserError: when it does not answer.
+    """
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    # Of each driver's own: seconds to wait for a lock, and for an answer.
+    waits: dict[str, dict[str, Any]] = {
+        "sqlite": {"timeout": 120},
+        "postgresql": {"connect_timeout": 15},
+    }
+    try:
+        return Storage(
+            url=url.render_as_string(hide_password=False),
+            engine_kwargs={
+                "connect_args": waits.get(url.get_backend_name(), {}),
+                # A connection may be hours old when it is needed next.
+                "pool_pre_ping": True,
+            },
+            heartbeat_interval=heartbeat,
+            grace_period=SILENT_INTERVALS * heartbeat,
+        )
+    # Drivers raise what they like; RuntimeError: tables of another Optuna.
+    except (*FAULTS, ImportError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(no_answer(url, error)) from error
+
+
+def no_answer(url: URL, error: Exception) -> str:
+    """Say in one line that a storage does not answer, without its password."""
+    reason = _line(error)
+    for secret in (url.password, *map(url.query.get, _SECRET_OPTIONS)):
+        if secret:
+            reason = reason.replace(str(secret), "***")
+    return (
+        f"--storage={without_password(url)}: does not answer ({reason}); check the"
+        " address, that the server runs and that its driver is installed"
+    )
+
+
+def _line(error: BaseException) -> str:
+    """Return what went wrong, in one line; the driver's own words where there are."""
+    inner = getattr(error, "orig", None) or error.__cause__
+    if inner is not None:
+        return _line(inner)
+    return " ".join(str(error).split()) or type(error).__name__

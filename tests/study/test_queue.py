@@ -1,0 +1,236 @@
+"""What has become of a run follows from its trials; failures stay where they belong."""
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.samplers import GridSampler
+from optuna.trial import TrialState, create_trial
+
+from mela_jax.errors import Stopped, UserError
+from mela_jax.study import queue, session
+from mela_jax.study.samplers import make_sampler
+from mela_jax.study.spec import Plan
+from tests.study.worker_process import make_job, plan
+
+
+def trial(state: TrialState, **attributes):
+    value = 0.5 if state == TrialState.COMPLETE else None
+    return create_trial(state=state, value=value, user_attrs=attributes)
+
+
+WAITING = trial(TrialState.WAITING)
+RUNNING = trial(TrialState.RUNNING)
+DEAD = trial(TrialState.FAIL)
+STOPPED = trial(TrialState.FAIL, given_up="stopped")
+FAILED = trial(TrialState.FAIL, error="no such file")
+COMPLETE = trial(TrialState.COMPLETE)
+PRUNED = create_trial(state=TrialState.PRUNED)
+PARDON = trial(TrialState.WAITING, forgives=True)
+
+
+@pytest.mark.parametrize(
+    ("trials", "state", "counts"),
+    [
+        ([], "waiting", None),
+        ([WAITING], "waiting", WAITING),
+        ([RUNNING, WAITING], "running", RUNNING),
+        ([WAITING, RUNNING], "running", RUNNING),
+        ([COMPLETE], "complete", COMPLETE),
+        ([PRUNED], "pruned", PRUNED),
+        ([FAILED], "failed", FAILED),
+        # A dead worker's run, and one that was told to stop, are to be run again.
+        ([DEAD], "waiting", None),
+        ([STOPPED] * 5, "waiting", None),
+        ([DEAD, RUNNING], "running", RUNNING),
+        ([DEAD, DEAD, COMPLETE], "complete", COMPLETE),
+        ([DEAD] * queue.MAX_DEATHS, "failed", DEAD),
+        # What was forgiven counts no more.
+        ([FAILED, PARDON], "waiting", PARDON),
+        ([*[DEAD] * queue.MAX_DEATHS, PARDON], "waiting", PARDON),
+        # Two that did the same, where locks do not hold: one of them counts.
+        ([DEAD, COMPLETE, COMPLETE], "complete", COMPLETE),
+    ],
+)
+def test_what_has_become_of_a_run(trials, state: str, counts):
+    verdict = queue.judge(trials)
+    assert verdict.state == state
+    assert verdict.trial is counts
+    assert bool(verdict.error) == (state == "failed")
+    assert "\n" not in verdict.error
+
+
+def test_the_setting_of_a_dead_trial_is_known():
+    dead = create_trial(
+        state=TrialState.FAIL,
+        params={"x": 0.25},
+        distributions={"x": optuna.distributions.FloatDistribution(0, 1)},
+    )
+    assert queue.judge([dead, DEAD]).params == {"x": 0.25}
+
+
+def test_every_point_is_what_grid_sampler_makes_of_it():
+    """Through Optuna's own loop, on trials that bear the points' attributes."""
+    found: Plan = plan()
+    points = queue.grid_points(found)
+    assert len(points) == 12
+    sampler = make_sampler(found)
+    assert isinstance(sampler, GridSampler)
+    study = optuna.create_study(sampler=sampler)
+    seen = []
+    for attributes in points.values():
+        study.add_trial(
+            create_trial(state=TrialState.WAITING, system_attrs=dict(attributes))
+        )
+
+    def objective(trial: optuna.Trial) -> float:
+        names = ("cell", "seed", "fold")
+        space = queue.grid_space(found)
+        seen.append(
+            tuple(trial.suggest_categorical(name, space[name]) for name in names)
+        )
+        return 0.0
+
+    study.optimize(objective, n_trials=12)
+    assert seen == list(points)
+    assert sampler.is_exhausted(study)
+
+
+def work(workdir: Path, job, *, storage: str = "", **options):
+    return session.run(
+        plan(tune=options.pop("tune", False)),
+        workdir,
+        storage=storage,
+        trials=options.pop("trials", 4),
+        heartbeat=30,
+        retry_failed=options.pop("retry_failed", False),
+        job=job,
+    )
+
+
+def lines(workdir: Path) -> list[str]:
+    return (workdir / "log.txt").read_text().splitlines()
+
+
+def test_a_finished_study_is_not_run_again(tmp_path: Path):
+    job = make_job(tmp_path / "log.txt", seconds=0)
+    first = work(tmp_path, job)
+    assert len(lines(tmp_path)) == 24
+    assert work(tmp_path, job) == first
+    assert len(lines(tmp_path)) == 24
+
+
+def failing(log: Path, error: Exception):
+    """Return a job that raises `error` where alpha is 0.5 and the seed is 1."""
+    healthy = make_job(log, seconds=0)
+
+    def job(config, folder, on_epoch):
+        if config.distill.alpha == 0.5 and config.seed == 1:
+            raise error
+        return healthy(config, folder, on_epoch)
+
+    return job
+
+
+@pytest.mark.parametrize(
+    ("error", "recorded", "traceback"),
+    [
+        (UserError("no such\nfile"), "no such file", False),
+        (
+            ZeroDivisionError("division\nby zero"),
+            "ZeroDivisionError: division by",
+            True,
+        ),
+    ],
+)
+def test_a_failing_run_is_recorded_and_the_others_go_on(
+    tmp_path: Path, error: Exception, recorded: str, traceback: bool
+):
+    log = tmp_path / "log.txt"
+    trials = work(tmp_path, failing(log, error))
+    states = [(t.state, t.setting["distill.alpha"], t.seed) for t in trials]
+    failed = [t for t in trials if t.state == "failed"]
+    assert len(failed) == 2 and len(trials) == 12
+    assert {(alpha, seed) for s, alpha, seed in states if s == "failed"} == {(0.5, 1)}
+    for one in failed:
+        assert one.error.startswith(recorded)
+        assert "\n" not in one.error
+        assert (one.workdir / "error.txt").exists() == traceback
+    # Not tried again unless asked for.
+    assert len(lines(tmp_path)) == 20
+    work(tmp_path, failing(log, error))
+    assert len(lines(tmp_path)) == 20
+    healed = work(tmp_path, make_job(log, seconds=0), retry_failed=True)
+    assert {t.state for t in healed} == {"complete"}
+    assert len(lines(tmp_path)) == 24
+
+
+@pytest.mark.parametrize("stop", [Stopped("told to stop"), KeyboardInterrupt()])
+def test_a_stopped_run_goes_on_later(tmp_path: Path, stop: BaseException):
+    with pytest.raises(type(stop)):
+        work(tmp_path, failing(tmp_path / "log.txt", stop))
+    trials = session.load_trials(tmp_path)
+    assert {t.state for t in trials} == {"complete", "waiting"}
+    done = work(tmp_path, make_job(tmp_path / "log.txt", seconds=0))
+    assert {t.state for t in done} == {"complete"}
+    assert len(lines(tmp_path)) == 24
+
+
+def test_a_folder_in_use_is_left_for_later(tmp_path: Path):
+    """Its run is neither failed nor run beside the other process."""
+    (tmp_path / "locks").mkdir()
+    healthy = make_job(tmp_path / "log.txt", seconds=0)
+    busy = queue.hold_lock(tmp_path / "locks" / "0.lock")
+    busy.__enter__()
+    released = False
+
+    def job(config, folder, on_epoch):
+        nonlocal released
+        value = healthy(config, folder, on_epoch)
+        if len(lines(tmp_path)) == 22 and not released:
+            busy.__exit__(None, None, None)
+            released = True
+        return value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mela_jax.study.worker.time.sleep", lambda seconds: None)
+        trials = work(tmp_path, job)
+    assert released
+    assert {t.state for t in trials} == {"complete"}
+    # The run that was in use came last.
+    assert lines(tmp_path)[-1] == f"end {trials[0].workdir.name}"
+
+
+def test_tuning_tries_as_many_settings_as_asked_for_and_can_go_on(tmp_path: Path):
+    job = make_job(tmp_path / "log.txt", seconds=0)
+    first = work(tmp_path, job, tune=True, trials=4)
+    assert [t.workdir.name for t in first] == [f"trial-{i:04d}" for i in range(4)]
+    more = work(tmp_path, job, tune=True, trials=6)
+    assert more[:4] == first and len(more) == 6
+    # Fewer than there are: nothing is undone.
+    assert work(tmp_path, job, tune=True, trials=2) == more
+
+
+def test_an_interrupted_tuning_proposes_what_an_uninterrupted_one_does(tmp_path: Path):
+    job = make_job(tmp_path / "a.txt", seconds=0)
+    whole = work(tmp_path / "whole", job, tune=True, trials=14)
+    work(tmp_path / "parts", job, tune=True, trials=5)
+    parts = work(tmp_path / "parts", job, tune=True, trials=14)
+    assert [t.setting for t in parts] == [t.setting for t in whole]
+    assert len({t.setting["distill.alpha"] for t in whole}) == 14
+
+
+def test_a_run_that_goes_on_reports_the_epochs_from_before(tmp_path: Path):
+    def job(config, folder, on_epoch):
+        # The folder had two epochs of this run: the first call comes with three.
+        on_epoch([{"val/roc_auc": value} for value in (0.5, 0.6, 0.7)])
+        return 0.7
+
+    work(tmp_path, job)
+    study = optuna.load_study(
+        study_name=json.loads((tmp_path / "study.json").read_text())["study_id"],
+        storage=f"sqlite:///{tmp_path / 'study.db'}",
+    )
+    assert study.trials[0].intermediate_values == {1: 0.5, 2: 0.6, 3: 0.7}
+    assert study.trials[0].value == 0.7

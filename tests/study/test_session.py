@@ -1,0 +1,157 @@
+"""Whose workdir it is, and the storage: what is refused, and what is never shown."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mela_jax.errors import UserError
+from mela_jax.study import record, session
+from mela_jax.study.spec import Plan
+from tests.study.conftest import PASSWORD
+from tests.study.worker_process import make_job, plan
+
+
+def work(workdir: Path, *, made: Plan | None = None, storage: str = ""):
+    return session.run(
+        made or plan(),
+        workdir,
+        storage=storage,
+        trials=0,
+        heartbeat=30,
+        retry_failed=False,
+        job=make_job(workdir / "log.txt", seconds=0),
+    )
+
+
+def refusal(workdir: Path, **options) -> str:
+    with pytest.raises(UserError) as refused:
+        work(workdir, **options)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the workdir of a finished study. Tests must not change it."""
+    workdir = tmp_path_factory.mktemp("done")
+    work(workdir)
+    return workdir
+
+
+def test_study_json_tells_what_the_study_is(done: Path):
+    content = json.loads((done / "study.json").read_text())
+    assert content["plan"] == plan().to_json()
+    assert content["provenance"]["packages"]["jax"]
+    assert record.read(done).plan.to_json() == plan().to_json()
+
+
+def test_another_study_is_refused_with_all_that_differs(done: Path):
+    changed = dataclasses.replace(
+        plan(), seeds=(0, 1, 2), base=plan().base.copy_and_resolve_references()
+    )
+    changed.base.student.epochs = 7
+    message = refusal(done, made=changed)
+    assert "base.student.epochs: 2 -> 7" in message
+    assert "seeds: [0, 1] -> [0, 1, 2]" in message
+    assert "cells" not in message
+
+
+def test_another_storage_is_refused(done: Path, tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'other.db'}"
+    assert f"storage: '' -> '{url}'" in refusal(done, storage=url)
+    with pytest.raises(UserError, match="its storage is study.db, not sqlite"):
+        session.load_trials(done, storage=url)
+
+
+def test_a_workdir_without_a_study_has_no_runs(tmp_path: Path):
+    with pytest.raises(UserError, match="holds no study"):
+        session.load_trials(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"plan": {}}', "[]"])
+def test_a_damaged_study_json_is_refused(done: Path, tmp_path: Path, text: str):
+    shutil.copytree(done, tmp_path / "copy")
+    (tmp_path / "copy" / "study.json").write_text(text)
+    assert "study.json: is damaged" in refusal(tmp_path / "copy")
+
+
+def test_a_lost_storage_is_noticed_and_made_again_from_the_folders(
+    done: Path, tmp_path: Path
+):
+    workdir = tmp_path / "copy"
+    shutil.copytree(done, workdir)
+    (workdir / "study.db").unlink()
+    with pytest.raises(UserError, match=r"study\.db: is missing"):
+        session.load_trials(workdir)
+    assert {trial.state for trial in work(workdir)} == {"complete"}
+
+
+def test_a_damaged_storage_is_one_line(done: Path, tmp_path: Path):
+    shutil.copytree(done, tmp_path / "copy")
+    (tmp_path / "copy" / "study.db").write_bytes(b"no database at all" * 100)
+    assert "does not answer" in refusal(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("not a url", "no database URL"),
+        ("postgresql+psycopg://me:hush@127.0.0.1:1/db", "refused"),
+        ("postgresql://me:hush@127.0.0.1:1/db", "refused"),
+        ("postgresql+nodriver://me:hush@127.0.0.1:1/db", "nodriver"),
+        ("mysql+pymysql://me:hush@127.0.0.1:1/db", "pymysql"),
+        ("sqlite:////proc/no/such/folder/study.db", "unable to open"),
+        ("me:hush@nowhere", "no database URL"),
+        ("postgresql:///db?host=127.0.0.1&port=1&password=hush", "refused"),
+    ],
+)
+def test_a_storage_that_does_not_answer_is_one_line_without_the_password(
+    tmp_path: Path, url: str, reason: str
+):
+    message = refusal(tmp_path / "study", storage=url)
+    assert reason in message
+    assert "hush" not in message
+    # A corrected address is not another study.
+    assert not (tmp_path / "study" / "study.json").exists()
+
+
+def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refusal(tmp_path / "file" / "study")
+
+
+def test_the_password_is_written_down_nowhere(
+    tmp_path: Path, postgres: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "argv", ["study", f"--storage={postgres}", postgres])
+    work(tmp_path, storage=postgres)
+    secrets = [PASSWORD, PASSWORD.replace("%", "%25")]
+    kept = " ".join(sys.argv)
+    kept += "".join(p.read_text() for p in tmp_path.rglob("*.json"))
+    assert not any(secret in kept for secret in secrets)
+    assert "mela@127.0.0.1" in kept
+    assert {t.state for t in session.load_trials(tmp_path, storage=postgres)} == {
+        "complete"
+    }
+    with pytest.raises(UserError, match="give it with --storage") as refused:
+        session.load_trials(tmp_path)
+    assert not any(secret in str(refused.value) for secret in secrets)
+
+
+def test_a_look_at_a_study_starts_without_what_trains(done: Path):
+    code = (
+        "import sys; from pathlib import Path; from mela_jax.study import session;"
+        f"print(len(session.load_trials(Path({str(done)!r})))); "
+        "print([m for m in ('orbax', 'mela_jax.pipeline') if m in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ
+    )
+    assert found.stdout.split("\n")[:2] == ["12", "[]"], found.stderr
