@@ -199,7 +199,9 @@ def bootstrap(
     observed = figures(np.ones((1, label.size), dtype=np.int64))
     rows = [
         figures(weight)
-        for weight in resample_lesions(lesion_ids, num_bootstrap=num_bootstrap, seed=seed)
+        for weight in resample_lesions(
+            lesion_ids, num_bootstrap=num_bootstrap, seed=seed
+        )
     ]
     kept = _kept(np.isfinite(np.concatenate([row.roc_auc for row in rows])))
     replicates = Figures(

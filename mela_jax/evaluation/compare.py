@@ -41,7 +41,7 @@ def compare(
         a.label,
         a.lesion_id,
         a.score,
-        in_order_of(a, b, names),
+        _in_order_of(a, b, names),
         threshold_a=threshold_a,
         threshold_b=threshold_b,
         num_bootstrap=settings.num_bootstrap,
@@ -60,19 +60,10 @@ def compare(
     }
 
 
-def in_order_of(
+def _in_order_of(
     first: Predictions, second: Predictions, names: tuple[str, str]
 ) -> npt.NDArray[np.float64]:
-    """Return the scores of `second`, float64 [N], in the image order of `first`.
-
-    Args:
-        first: N scores.
-        second: scores of the same images.
-        names: what the two are called, for messages.
-
-    Raises:
-        UserError: the images or their labels differ.
-    """
+    """Return the scores of `second` in the image order of `first`."""
     row = {image_id: i for i, image_id in enumerate(second.image_id)}
     if set(row) != set(first.image_id):
         difference = len(set(row) ^ set(first.image_id))

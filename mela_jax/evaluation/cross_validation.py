@@ -310,9 +310,7 @@ def _figures(parts: Sequence[dict[str, FloatArray]]) -> dict[str, FloatArray]:
         }
 
 
-def _lesions(
-    folds: Sequence[Fold], thresholds: Sequence[float]
-) -> dict[str, int]:
+def _lesions(folds: Sequence[Fold], thresholds: Sequence[float]) -> dict[str, int]:
     """Count the lesions in the denominator of each rate."""
     found: dict[str, set[str]] = {name: set() for name in RATES}
     for fold, threshold in zip(folds, thresholds, strict=True):

@@ -6,16 +6,20 @@ several readers of a reader study read the same cases, so the method is that of 
 studies: Obuchowski and Rockette 1995 (doi:10.1080/03610919508813243), with the degrees
 of freedom of Hillis 2007 (doi:10.1002/sim.2532). Seeds are the readers.
 
-With S seeds, MS the variance of the figure over seeds (S - 1 in the denominator) and C
-the mean covariance of two seeds' figures over resampled lesions, the mean over seeds
-has
+With S seeds, MS the variance of the figure over seeds (S - 1 in the denominator), V the
+mean variance of one seed's figure over resampled lesions, and C the mean covariance of
+two seeds' figures over them, neither below 0, the mean over seeds has
 
-    variance = (MS + S max(C, 0)) / S
-    degrees of freedom = (MS + S max(C, 0))^2 / (MS^2 / (S - 1))
+    M = max(MS, V - C)
+    variance = (M + S C) / S
+    degrees of freedom = (M + S C)^2 / (M^2 / (S - 1))
 
 MS holds the seeds and what differs between them on these lesions, C what the lesions do
-to all seeds alike; nothing is counted twice. With one seed nothing is known of others:
-the variance is that over lesions alone.
+to all seeds alike; nothing is counted twice. V - C is what MS is expected to be if
+seeds had no luck of their own. An MS below it is chance; taking it as it is, as Hillis
+does, can make an interval over seeds and lesions narrower than that over lesions alone,
+so it is raised to V - C here, which errs towards wide. With one seed nothing is known
+of others: the variance is V.
 """
 
 import math
@@ -90,10 +94,11 @@ def spread_over_seeds(values: FloatArray, replicates: FloatArray) -> Spread:
     between = float(np.var(values, ddof=1))
     apart = ~np.eye(num_seeds, dtype=bool)
     shared = max(float(covariance[apart].mean()), 0.0)
-    total = between + num_seeds * shared
+    own = max(between, float(np.trace(covariance)) / num_seeds - shared)
+    total = own + num_seeds * shared
     freedom = math.inf
-    if between > _NOTHING**2:
-        freedom = total**2 / (between**2 / (num_seeds - 1))
+    if own > _NOTHING**2:
+        freedom = total**2 / (own**2 / (num_seeds - 1))
     return Spread(
         mean,
         math.sqrt(total / num_seeds),
