@@ -20,14 +20,23 @@ seeds had no luck of their own. An MS below it is chance; taking it as it is, as
 does, can make an interval over seeds and lesions narrower than that over lesions alone,
 so it is raised to V - C here, which errs towards wide. With one seed nothing is known
 of others: the variance is V.
+
+For the difference of two recipes V and C are those of the differences, lesion by
+lesion, and MS is the sum of both recipes' variances over seeds: seeds are taken as
+independent draws, which errs towards wide where one seed suits both. Two or three seeds
+hardly know their own variance, so those of all recipes of a study inform each other by
+the empirical Bayes estimate of Smyth 2004 (doi:10.2202/1544-6115.1027): alike, they are
+pooled; unlike, each stays what it is.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.optimize import brentq
+from scipy.special import digamma, expit, logit, polygamma
 from scipy.stats import t as student_t
 
 from mela_jax.evaluation.intervals import CONFIDENCE, FloatArray, Interval, wilson
@@ -61,8 +70,21 @@ class Spread:
         return float(student_t.ppf((1 + CONFIDENCE) / 2, self.freedom)) * self.error
 
 
+@dataclass(frozen=True)
+class SeedVariance:
+    """What is known of a figure's variance over seeds.
+
+    Attributes:
+        variance: estimate, >= 0.
+        freedom: its degrees of freedom, > 0.
+    """
+
+    variance: float
+    freedom: float
+
+
 class SeedDifference(TypedDict):
-    """A difference of two recipes, paired by seed and lesion, a minus b.
+    """A difference of two recipes on the same lesions, a minus b.
 
     "freedom" is None where it is infinite, as with one seed.
     """
@@ -74,13 +96,18 @@ class SeedDifference(TypedDict):
     freedom: float | None
 
 
-def spread_over_seeds(values: FloatArray, replicates: FloatArray) -> Spread:
+def spread_over_seeds(
+    values: FloatArray,
+    replicates: FloatArray,
+    luck: Sequence[SeedVariance] | None = None,
+) -> Spread:
     """Return the mean over seeds with its standard error over seeds and lesions.
 
     Args:
         values: float64 [S], the figure of each seed.
         replicates: float64 [S, R], the figure of each seed on the same R resamplings of
             the lesions. Columns with a NaN are left out.
+        luck: what MS is the sum of; None: the variance of `values`.
     """
     num_seeds = len(values)
     mean = float(np.mean(values))
@@ -91,19 +118,23 @@ def spread_over_seeds(values: FloatArray, replicates: FloatArray) -> Spread:
     if num_seeds == 1:
         error = math.sqrt(covariance[0, 0])
         return Spread(mean, error, math.inf, None, error)
-    between = float(np.var(values, ddof=1))
+    observed = SeedVariance(float(np.var(values, ddof=1)), num_seeds - 1.0)
+    parts = [observed] if luck is None else luck
     apart = ~np.eye(num_seeds, dtype=bool)
     shared = max(float(covariance[apart].mean()), 0.0)
+    between = sum(part.variance for part in parts)
     own = max(between, float(np.trace(covariance)) / num_seeds - shared)
     total = own + num_seeds * shared
     freedom = math.inf
-    if own > _NOTHING**2:
-        freedom = total**2 / (own**2 / (num_seeds - 1))
+    if between > _NOTHING**2:
+        # Satterthwaite's for a sum of variances; of one, its own.
+        known = between**2 / sum(part.variance**2 / part.freedom for part in parts)
+        freedom = total**2 / (own**2 / known)
     return Spread(
         mean,
         math.sqrt(total / num_seeds),
         freedom,
-        math.sqrt(between),
+        math.sqrt(observed.variance),
         math.sqrt(shared),
     )
 
@@ -144,17 +175,54 @@ def interval_over_seeds(
     }
 
 
+def moderate_variances(groups: Sequence[FloatArray]) -> list[SeedVariance]:
+    """Estimate each recipe's variance over seeds with the help of the others'.
+
+    Smyth 2004, as in limma's fitFDist and squeezeVar: variances s_i^2 with d_i degrees
+    of freedom are taken as drawn around a common s_0^2, known as well as by d_0 further
+    degrees of freedom. Both are found from mean and variance of log s_i^2. The estimate
+    is (d_0 s_0^2 + d_i s_i^2) / (d_0 + d_i), with d_0 + d_i degrees of freedom, at most
+    all that there are together.
+
+    Args:
+        groups: for each recipe the figure of each seed, float64 [S_i], S_i >= 2.
+    """
+    own = np.asarray([np.var(values, ddof=1) for values in groups])
+    freedom = np.asarray([len(values) - 1.0 for values in groups])
+    if len(groups) < 2 or not own.any():
+        return [SeedVariance(*pair) for pair in zip(own, freedom, strict=True)]
+    # A variance of exactly 0, as of three equal specificities, has no logarithm.
+    logs = np.log(np.maximum(own, 1e-5 * np.median(own[own > 0])))
+    logs -= digamma(freedom / 2) - np.log(freedom / 2)
+    excess = float(np.var(logs, ddof=1) - polygamma(1, freedom / 2).mean())
+    if excess > 0:
+        # trigamma falls from infinity to 0 like 1 / x.
+        prior = 2 * brentq(
+            lambda x: polygamma(1, x) - excess, 1e-3 / (1 + excess), 1 + 2 / excess
+        )
+        common = math.exp(logs.mean() + digamma(prior / 2) - math.log(prior / 2))
+        pooled = (prior * common + freedom * own) / (prior + freedom)
+    else:
+        prior = math.inf
+        pooled = np.full(len(own), float(freedom @ own / freedom.sum()))
+    total = np.minimum(prior + freedom, freedom.sum())
+    return [
+        SeedVariance(float(variance), float(known))
+        for variance, known in zip(pooled, total, strict=True)
+    ]
+
+
 def difference_over_seeds(
     values_a: FloatArray,
     replicates_a: FloatArray,
     values_b: FloatArray,
     replicates_b: FloatArray,
+    luck: Sequence[SeedVariance] | None = None,
 ) -> SeedDifference:
-    """Return the paired difference of two recipes over seeds and lesions, a minus b.
+    """Return the difference of two recipes over the same seeds and lesions, a minus b.
 
-    Seed by seed and lesion by lesion: the variance is that of the differences. The
-    interval and the two-sided p-value come from one t distribution, so p < 0.05 just
-    when the interval leaves out 0. Where every seed and resampling gives the same
+    The interval and the two-sided p-value come from one t distribution, so p < 0.05
+    just when the interval leaves out 0. Where every seed and resampling gives the same
     difference, it is either 0, with p = 1, or nothing is known of its error: -1 to 1,
     p = 1.
 
@@ -163,11 +231,10 @@ def difference_over_seeds(
         replicates_a: float64 [S, R], on the same resamplings as those of b.
         values_b: float64 [S], of the same seeds.
         replicates_b: float64 [S, R].
-
-    Returns:
-        The difference; NaN, with -1, 1 and p = 1, where the figure is undefined.
+        luck: variances over seeds of a and of b, from `moderate_variances`; None: that
+            of the differences, seed by seed. Not used with one seed.
     """
-    spread = spread_over_seeds(values_a - values_b, replicates_a - replicates_b)
+    spread = spread_over_seeds(values_a - values_b, replicates_a - replicates_b, luck)
     gain = spread.mean
     if not spread.error > _NOTHING:
         same = spread.error <= _NOTHING and abs(gain) <= _NOTHING

@@ -11,8 +11,10 @@ from statsmodels.stats.multitest import multipletests
 from mela_jax.evaluation.cross_validation import AREAS, FIGURES, Judged
 from mela_jax.evaluation.intervals import FloatArray
 from mela_jax.evaluation.seeds import (
+    SeedVariance,
     difference_over_seeds,
     interval_over_seeds,
+    moderate_variances,
     spread_over_seeds,
 )
 from mela_jax.study.runs import Row, setting_key
@@ -72,22 +74,28 @@ def compare_with_reference(
         reference: what the others are compared with.
 
     Returns:
-        For each other row that shares a seed with the reference: "number", "setting",
-        "seeds"; for each of `JUDGED` {difference, low, high, p, freedom, p_holm,
-        verdict}; "sensitivity", the same without correction or verdict; "trade":
+        For each other row that shares two seeds with the reference, or one where the
+        study has one: "number", "setting", "seeds"; for each of `JUDGED` {difference,
+        low, high, p, freedom, p_holm, verdict}; "sensitivity", the same without
+        correction or verdict; "trade":
         whether specificity differs at the cost of sensitivity.
     """
     found: list[dict[str, Any]] = []
+    luck = {name: _seed_variances(runs, name) for name in (*JUDGED, "sensitivity")}
+    num_planned = len({seed for row in rows for seed, _ in row.runs})
     for row in rows:
         seeds = [s for s in reference.seeds if s in row.seeds]
-        if row.number == reference.number or not seeds:
+        if row.number == reference.number or len(seeds) < min(2, num_planned):
             continue
         differences = {
             name: difference_over_seeds(
                 *_stack(runs[row.number], seeds, name),
                 *_stack(runs[reference.number], seeds, name),
+                luck=[luck[name][r.number] for r in (row, reference)]
+                if len(seeds) > 1
+                else None,
             )
-            for name in (*JUDGED, "sensitivity")
+            for name in luck
         }
         found.append(
             {
@@ -110,6 +118,18 @@ def compare_with_reference(
     for entry in found:
         entry["trade"] = _is_trade(entry)
     return found
+
+
+def _seed_variances(runs: Runs, name: str) -> dict[int, SeedVariance]:
+    """Return the moderated variance of a figure over seeds, by row number.
+
+    Rows with one seed, which have none, lack.
+    """
+    stacks = {
+        number: _stack(of_row, list(of_row), name)[0] for number, of_row in runs.items()
+    }
+    usable = {number: values for number, values in stacks.items() if len(values) > 1}
+    return dict(zip(usable, moderate_variances(list(usable.values())), strict=True))
 
 
 def _is_trade(row: Mapping[str, Any]) -> bool:
