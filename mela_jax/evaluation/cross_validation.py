@@ -95,8 +95,7 @@ def judge_folds(
 
     Raises:
         UserError: a set with one class only, a lesion in two test sets or in validation
-            and test of one fold, too few melanomas for a guarantee, or no validation
-            scores left for a fold.
+            and test of one fold, or too few melanomas for a guarantee.
     """
     check_folds(folds)
     chosen = [calibration_scores(folds, fold, source=source) for fold in folds]
@@ -155,9 +154,6 @@ def calibration_scores(
         folds: all folds.
         fold: the one whose test set is to be judged.
         source: "own" or "pooled".
-
-    Raises:
-        UserError: none is left without the lesions of the fold's test set.
     """
     if source == "own":
         return [fold.val]
@@ -165,13 +161,7 @@ def calibration_scores(
         raise ValueError(f"source {source!r} is none of {SOURCES}")
     judged = set(fold.test.lesion_id)
     kept = [_without(other.val, judged) for other in folds]
-    parts = [part for part in kept if part is not None]
-    if not any(part.label.any() for part in parts):
-        raise UserError(
-            f"fold {fold.number}: no melanoma of the pooled validation scores lies "
-            "outside its test set; add folds"
-        )
-    return parts
+    return [part for part in kept if part is not None]
 
 
 def _without(scores: Predictions, lesions: set[str]) -> Predictions | None:
