@@ -21,12 +21,13 @@ does, can make an interval over seeds and lesions narrower than that over lesion
 so it is raised to V - C here, which errs towards wide. With one seed nothing is known
 of others: the variance is V.
 
-For the difference of two recipes V and C are those of the differences, lesion by
-lesion, and MS is the sum of both recipes' variances over seeds: seeds are taken as
-independent draws, which errs towards wide where one seed suits both. Two or three seeds
-hardly know their own variance, so those of all recipes of a study inform each other by
-the empirical Bayes estimate of Smyth 2004 (doi:10.2202/1544-6115.1027): alike, they are
-pooled; unlike, each stays what it is.
+Two or three seeds hardly know their own variance, so those of all recipes of a study
+inform each other by the empirical Bayes estimate of Smyth 2004
+(doi:10.2202/1544-6115.1027), which takes the place of MS: alike, they are pooled;
+unlike, each stays nearly what it is. For the difference of two recipes V and C are
+those of the differences, lesion by lesion, and MS is the sum of both recipes' variances
+over seeds: seeds are taken as independent draws, which errs towards wide where one seed
+suits both.
 """
 
 import math
@@ -140,7 +141,11 @@ def spread_over_seeds(
 
 
 def interval_over_seeds(
-    values: FloatArray, replicates: FloatArray, *, lesions: int | None = None
+    values: FloatArray,
+    replicates: FloatArray,
+    *,
+    lesions: int | None = None,
+    luck: Sequence[SeedVariance] | None = None,
 ) -> Interval:
     """Return the mean over seeds with its 95 % interval over seeds and lesions.
 
@@ -153,11 +158,12 @@ def interval_over_seeds(
         values: float64 [S], in [0, 1], or NaN where undefined.
         replicates: float64 [S, R], see `spread_over_seeds`.
         lesions: lesions in the denominator of a rate; None for an area.
+        luck: variance over seeds, from `moderate_variances`; None: that of `values`.
 
     Returns:
         value None, low 0, high 1 where the figure is undefined for a seed.
     """
-    spread = spread_over_seeds(values, replicates)
+    spread = spread_over_seeds(values, replicates, luck)
     if not math.isfinite(spread.mean):
         return {"value": None, "low": 0.0, "high": 1.0}
     if math.isnan(spread.error):

@@ -28,11 +28,39 @@ NO_DIFFERENCE = "no difference shown"
 Runs = Mapping[int, Mapping[int, Judged]]
 
 
-def row_figures(runs: Mapping[int, Judged]) -> dict[str, Any]:
+Luck = Mapping[str, Mapping[int, SeedVariance]]
+
+
+def seed_variances(runs: Runs) -> dict[str, dict[int, SeedVariance]]:
+    """Return the variance of each figure over seeds, those of all rows in view of all.
+
+    Args:
+        runs: row number -> seed -> judged run.
+
+    Returns:
+        name in `FIGURES` -> row number -> variance. Rows with one seed have none, nor
+        have those where the figure is undefined with some seed.
+    """
+    found = {}
+    for name in FIGURES:
+        values = {
+            n: _stack(of_row, list(of_row), name)[0] for n, of_row in runs.items()
+        }
+        usable = {
+            n: v for n, v in values.items() if len(v) > 1 and np.isfinite(v).all()
+        }
+        variances = moderate_variances(list(usable.values()))
+        found[name] = dict(zip(usable, variances, strict=True))
+    return found
+
+
+def row_figures(number: int, runs: Mapping[int, Judged], luck: Luck) -> dict[str, Any]:
     """Return every figure of one setting: mean over seeds, interval, spread.
 
     Args:
+        number: of the row.
         runs: seed -> judged run, at least one.
+        luck: of `seed_variances`.
 
     Returns:
         name in `FIGURES` -> {value, low, high, by_seed, seed_sd, lesion_sd, freedom};
@@ -45,9 +73,10 @@ def row_figures(runs: Mapping[int, Judged]) -> dict[str, Any]:
         lesions = None
         if name not in AREAS:
             lesions = min(judged.lesions[name] for judged in runs.values())
-        spread = spread_over_seeds(values, replicates)
+        known = [luck[name][number]] if number in luck[name] else None
+        spread = spread_over_seeds(values, replicates, known)
         figures[name] = {
-            **interval_over_seeds(values, replicates, lesions=lesions),
+            **interval_over_seeds(values, replicates, lesions=lesions, luck=known),
             "by_seed": {
                 str(seed): _finite(value)
                 for seed, value in zip(seeds, values.tolist(), strict=True)
@@ -60,7 +89,7 @@ def row_figures(runs: Mapping[int, Judged]) -> dict[str, Any]:
 
 
 def compare_with_reference(
-    rows: Sequence[Row], runs: Runs, reference: Row
+    rows: Sequence[Row], runs: Runs, reference: Row, luck: Luck
 ) -> list[dict[str, Any]]:
     """Compare every setting with the reference, seed by seed and lesion by lesion.
 
@@ -72,6 +101,7 @@ def compare_with_reference(
         rows: of the study, the reference among them.
         runs: row number -> seed -> judged run; rows without a complete seed lack.
         reference: what the others are compared with.
+        luck: of `seed_variances`.
 
     Returns:
         For each other row that shares two seeds with the reference, or one where the
@@ -81,7 +111,6 @@ def compare_with_reference(
         whether specificity differs at the cost of sensitivity.
     """
     found: list[dict[str, Any]] = []
-    luck = {name: _seed_variances(runs, name) for name in (*JUDGED, "sensitivity")}
     num_planned = len({seed for row in rows for seed, _ in row.runs})
     for row in rows:
         seeds = [s for s in reference.seeds if s in row.seeds]
@@ -95,7 +124,7 @@ def compare_with_reference(
                 if len(seeds) > 1
                 else None,
             )
-            for name in luck
+            for name in (*JUDGED, "sensitivity")
         }
         found.append(
             {
@@ -118,18 +147,6 @@ def compare_with_reference(
     for entry in found:
         entry["trade"] = _is_trade(entry)
     return found
-
-
-def _seed_variances(runs: Runs, name: str) -> dict[int, SeedVariance]:
-    """Return the moderated variance of a figure over seeds, by row number.
-
-    Rows with one seed, which have none, lack.
-    """
-    stacks = {
-        number: _stack(of_row, list(of_row), name)[0] for number, of_row in runs.items()
-    }
-    usable = {number: values for number, values in stacks.items() if len(values) > 1}
-    return dict(zip(usable, moderate_variances(list(usable.values())), strict=True))
 
 
 def _is_trade(row: Mapping[str, Any]) -> bool:

@@ -67,9 +67,8 @@ def _lead(results: Mapping[str, Any]) -> list[str]:
         better, worse = verdicts.count("better"), verdicts.count("worse")
         primary = " (primary)" if name == JUDGED[0] else ""
         lead.append(
-            f"Against the reference, {FIGURE_NAMES[name]}{primary} is better in "
-            f"{better} of {len(found)} other settings and worse in {worse}; no "
-            f"difference is shown in {verdicts.count(NO_DIFFERENCE)}."
+            f"{FIGURE_NAMES[name]}{primary}, against the reference: {better} better, "
+            f"{worse} worse, {verdicts.count(NO_DIFFERENCE)} with no difference shown."
         )
     return lead
 
@@ -263,9 +262,13 @@ def _effects_section(results: Mapping[str, Any]) -> Section | None:
         )
         plots[f"effect_{effect['axis'].replace('.', '_')}"] = Plot(
             title,
-            f"Each level averaged over the same {count} setting"
-            f"{'s' * (count != 1)} of the other axes"
-            f" and over {num_seeds} seed{'s' * (num_seeds != 1)}.",
+            (
+                "One setting at each level, "
+                if count == 1
+                else f"Each level averaged over the same {count} settings of the other "
+                "axes, "
+            )
+            + f"{num_seeds} seed{'s' * (num_seeds != 1)}.",
             png_bytes(figure),
         )
     return Section(

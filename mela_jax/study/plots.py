@@ -39,6 +39,7 @@ def draw_effect(effect: Mapping[str, Any], names: Sequence[str], title: str) -> 
         axes.set_xlabel(f"{_LABELS[figure_name]},\n95 % interval")
         axes.grid(alpha=0.25, axis="x")
         axes.margins(x=0.1)
+        axes.locator_params(axis="x", nbins=4)
     panels[1].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     panels[0].set_yticks(heights, list(names))
     panels[0].set_ylim(-0.6, len(levels) - 0.4)

@@ -10,14 +10,16 @@ import numpy as np
 
 from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
-from mela_jax.evaluation.cross_validation import FIGURES, Judged, judge_folds
+from mela_jax.evaluation.cross_validation import RATES, Judged, judge_folds
 from mela_jax.evaluation.measure import Settings, selection_metrics
 from mela_jax.study.compare import (
     JUDGED,
+    Luck,
     compare_with_reference,
     main_effects,
     pareto_front,
     row_figures,
+    seed_variances,
 )
 from mela_jax.study.page_grid import describe_grid
 from mela_jax.study.page_tuning import describe_tuning
@@ -127,8 +129,10 @@ def _grid(
     planned = {key for row in rows for key in row.runs}
     scores = Scores()
     runs = {row.number: _judge(row, scores, settings) for row in rows if row.seeds}
+    luck = seed_variances(runs)
     described = [
-        _describe(row, runs.get(row.number), num_planned=len(planned)) for row in rows
+        _describe(row, runs.get(row.number), luck, num_planned=len(planned))
+        for row in rows
     ]
     states = [
         row.runs[key].state if key in row.runs else "waiting"
@@ -141,7 +145,7 @@ def _grid(
         "folds": sorted({fold for _, fold in planned}),
         **_progress(states),
         "rows": described,
-        "comparisons": compare_with_reference(rows, runs, rows[0]),
+        "comparisons": compare_with_reference(rows, runs, rows[0], luck),
         "comparisons_planned": (len(rows) - 1) * len(JUDGED),
         "main_effects": main_effects(axes, rows, runs),
         "fronts": _fronts(described),
@@ -187,7 +191,8 @@ def _tuning(
         # The first of equals: a tie is not decided by what test would say.
         best = max(ready, key=lambda row: tried[row.number - 1]["val"][select_by])
         judged = _judge(best, scores, settings)
-        chosen = _describe(best, judged, num_planned=len(best.runs))
+        luck = seed_variances({best.number: judged})
+        chosen = _describe(best, judged, luck, num_planned=len(best.runs))
     return {
         "select_by": select_by,
         **_progress([trial.state for trial in trials]),
@@ -220,7 +225,7 @@ def _judge(
 
 
 def _describe(
-    row: Row, runs: Mapping[int, Judged] | None, *, num_planned: int
+    row: Row, runs: Mapping[int, Judged] | None, luck: Luck, *, num_planned: int
 ) -> dict[str, Any]:
     """Return a row as results.json holds it; without figures where no seed is whole."""
     described: dict[str, Any] = {
@@ -235,7 +240,7 @@ def _describe(
     if not runs:
         return described
     return described | {
-        "figures": row_figures(runs),
+        "figures": row_figures(row.number, runs, luck),
         "thresholds": {str(s): list(judged.thresholds) for s, judged in runs.items()},
         "confusion": {
             str(s): dataclasses.asdict(judged.confusion) for s, judged in runs.items()
@@ -250,19 +255,23 @@ def _pooled(
     rows: Sequence[Row], scores: Scores, settings: Settings
 ) -> list[dict[str, Any]]:
     """Judge every row anew at thresholds from pooled validation scores, with folds."""
-    return [
-        {
-            "number": row.number,
-            "thresholds": {str(s): list(j.thresholds) for s, j in runs.items()},
-            "figures": {
-                name: figure
-                for name, figure in row_figures(runs).items()
-                if name in FIGURES[2:]
-            },
-        }
+    runs = {
+        row.number: _judge(row, scores, settings, source="pooled")
         for row in rows
         if row.seeds and len(row.folds) > 1
-        for runs in [_judge(row, scores, settings, source="pooled")]
+    }
+    luck = seed_variances(runs)
+    return [
+        {
+            "number": number,
+            "thresholds": {str(s): list(j.thresholds) for s, j in of_row.items()},
+            "figures": {
+                name: figure
+                for name, figure in row_figures(number, of_row, luck).items()
+                if name in RATES
+            },
+        }
+        for number, of_row in runs.items()
     ]
 
 

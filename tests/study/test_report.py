@@ -126,7 +126,7 @@ def test_what_is_better_is_called_better_and_what_is_worse_worse(whole):
     assert verdicts[2] == ("no difference shown", "no difference shown")
     assert verdicts[3] == verdicts[4] == ("worse", "worse")
     for text in (html, markdown):
-        assert "worse in 2" in text
+        assert "ROC-AUC (primary), against the reference: 0 better, 2 worse" in text
         assert "is not “the same”" in text
 
 
