@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
 
 from mela_jax.evaluation.plots import BLACK, BLUE, GREY, VERMILION, WIDTH
 
@@ -68,9 +68,12 @@ def draw_front(
     """
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    front = sorted(on_front, key=lambda i: points[i]["cost"])
+    costs = [p["cost"] for p in points]
+    is_wide = min(costs) > 0 and max(costs) / min(costs) > _WIDE
+    at = _beside_each_other(costs, logarithmic=is_wide)
+    front = sorted(on_front, key=lambda i: costs[i])
     axes.step(
-        [points[i]["cost"] for i in front],
+        [at[i] for i in front],
         [points[i]["specificity"]["value"] for i in front],
         where="post",
         color=BLACK,
@@ -82,12 +85,12 @@ def draw_front(
         (True, VERMILION, "o", "on the front"),
         (False, BLUE, "s", "not on it"),
     ):
-        shown = [p for i, p in enumerate(points) if (i in on_front) == held]
+        shown = [i for i in range(len(points)) if (i in on_front) == held]
         if not shown:
             continue
-        rates = [p["specificity"] for p in shown]
+        rates = [points[i]["specificity"] for i in shown]
         axes.errorbar(
-            [p["cost"] for p in shown],
+            [at[i] for i in shown],
             [r["value"] for r in rates],
             yerr=[
                 [r["value"] - r["low"] for r in rates],
@@ -100,17 +103,19 @@ def draw_front(
             capsize=2,
             label=f"{name}, 95 % interval",
         )
-        for point in shown:
+        for i in shown:
             axes.annotate(
-                str(point["number"]),
-                (point["cost"], point["specificity"]["value"]),
-                xytext=(6, 4),
+                str(points[i]["number"]),
+                (at[i], points[i]["specificity"]["value"]),
+                xytext=(3, 3),
                 textcoords="offset points",
                 fontsize="small",
             )
-    costs = [p["cost"] for p in points]
-    if min(costs) > 0 and max(costs) / min(costs) > _WIDE:
+    if is_wide:
         axes.set_xscale("log")
+    if min(costs) >= 1000:
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.15)
     axes.set_xlabel(label)
     axes.set_ylabel("Specificity on test at the frozen threshold")
@@ -119,6 +124,17 @@ def draw_front(
     axes.grid(alpha=0.25)
     figure.legend(loc="outside lower center", fontsize="small")
     return figure
+
+
+def _beside_each_other(costs: Sequence[float], *, logarithmic: bool) -> list[float]:
+    """Return where points are drawn: those of one cost next to each other."""
+    scaled = np.log(costs) if logarithmic else np.asarray(costs, dtype=np.float64)
+    step = 0.02 * float(np.ptp(scaled))
+    at = scaled.copy()
+    for value in np.unique(scaled):
+        held = np.flatnonzero(scaled == value)
+        at[held] += step * (np.arange(held.size) - (held.size - 1) / 2)
+    return (np.exp(at) if logarithmic else at).tolist()
 
 
 def draw_tuning(
