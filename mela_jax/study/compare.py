@@ -95,7 +95,8 @@ def compare_with_reference(
 
     p-values of ROC-AUC and specificity are corrected together by Holm 1979
     (doi:10.2307/4615733), over all comparisons that the study plans: those that cannot
-    be made yet count as p = 1, so that a verdict can only be lost, not won, by waiting.
+    be made yet count as p = 1, so that the correction is never milder than it will be
+    once all are made.
 
     Args:
         rows: of the study, the reference among them.

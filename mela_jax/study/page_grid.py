@@ -313,9 +313,9 @@ def _fronts_section(results: Mapping[str, Any]) -> Section:
             figure = draw_front(points, [order.index(i) for i in shown], label, heading)
             plots[f"front_{cost}"] = Plot(
                 f"{title}: {heading}" if not plot_prefix(results) else heading,
-                "Numbers are rows of the table; rows of one cost are drawn side by side. "
-                "Up and left is better. The front goes by the means; where intervals "
-                "overlap, it may be luck.",
+                "Numbers are rows of the table; rows of one cost are drawn side by "
+                "side. Up and left is better. The front goes by the means; where "
+                "intervals overlap, it may be luck.",
                 png_bytes(figure),
             )
     if fronts["latency"]["points"]:
