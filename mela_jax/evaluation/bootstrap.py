@@ -199,7 +199,9 @@ def bootstrap(
     observed = figures(np.ones((1, label.size), dtype=np.int64))
     rows = [
         figures(weight)
-        for weight in _resample(lesion_ids, num_bootstrap=num_bootstrap, seed=seed)
+        for weight in resample_lesions(
+            lesion_ids, num_bootstrap=num_bootstrap, seed=seed
+        )
     ]
     kept = _kept(np.isfinite(np.concatenate([row.roc_auc for row in rows])))
     replicates = Figures(
@@ -386,12 +388,20 @@ def _kept(usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return usable
 
 
-def _resample(
-    lesion_ids: Sequence[str], *, num_bootstrap: int, seed: int
+def resample_lesions(
+    lesion_ids: Sequence[str], *, num_bootstrap: int, seed: int | Sequence[int]
 ) -> Iterator[IntArray]:
     """Yield weights int64 [r, N] of the images, some replicates at a time.
 
     An image weighs as often as its lesion was drawn.
+
+    Args:
+        lesion_ids: N names.
+        num_bootstrap: replicates to draw in all, >= 1.
+        seed: one or several whole numbers >= 0.
+
+    Raises:
+        UserError: num_bootstrap < 1.
     """
     if num_bootstrap < 1:
         raise UserError(f"num_bootstrap is {num_bootstrap}; draw at least 1 replicate")

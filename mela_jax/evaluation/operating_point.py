@@ -154,13 +154,7 @@ def guarantee_threshold(
     np.minimum.at(lowest, of_image, score[held])
     lowest.sort()
     units = int(lowest.size)
-    misses, bound = -1, None
-    while misses + 1 < units:
-        next_bound = clopper_pearson_lower(units - misses - 1, units, delta=delta)
-        # The bound of 45 hits in 45 is 0.1 ** (1 / 45); rounding must not lose a tie.
-        if next_bound < target - 1e-12:
-            break
-        misses, bound = misses + 1, next_bound
+    misses, bound = misses_guaranteed(units, target=target, delta=delta)
     return Guarantee(
         target=target,
         delta=delta,
@@ -171,6 +165,30 @@ def guarantee_threshold(
         most=float(delta ** (1 / units)),
         units_needed=needed,
     )
+
+
+def misses_guaranteed(
+    units: int, *, target: float, delta: float
+) -> tuple[int, float | None]:
+    """Return how many of `units` melanoma lesions a guaranteed threshold may miss.
+
+    Args:
+        units: melanoma lesions of validation, >= 1.
+        target: wanted sensitivity, in (0, 1).
+        delta: probability with which the promise may be broken, in (0, 1).
+
+    Returns:
+        The largest number of misses whose lower bound on sensitivity reaches the
+        target, and that bound; -1 and None where even no miss is too many.
+    """
+    misses, bound = -1, None
+    while misses + 1 < units:
+        next_bound = clopper_pearson_lower(units - misses - 1, units, delta=delta)
+        # The bound of 45 hits in 45 is 0.1 ** (1 / 45); rounding must not lose a tie.
+        if next_bound < target - 1e-12:
+            break
+        misses, bound = misses + 1, next_bound
+    return misses, bound
 
 
 def lesions_needed(*, target: float, delta: float) -> int:

@@ -113,6 +113,37 @@ def find_leader(models: Mapping[str, Any]) -> str:
     return next((name for name in LEADERS if name in models), next(iter(models)))
 
 
+def make_environment(*packages: str) -> jinja2.Environment:
+    """Return the templates of some packages, with the words of the report as filters.
+
+    Everything is escaped in templates named .html.j2, and nothing in others; a name
+    that is not given is an error.
+
+    Args:
+        packages: those whose folder templates/ is looked into, in this order.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in packages]),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=words.percent,
+        target=words.target,
+        rate=words.rate,
+        number=words.number,
+        people=words.people,
+        of_hundred=words.of_hundred,
+        rest=words.rest,
+        amount=words.amount,
+        p_value=words.p_value,
+        dx=lambda name: DIAGNOSES.get(name, name),
+    )
+    return environment
+
+
 def render(
     metrics: Mapping[str, Any],
     *,
@@ -132,54 +163,41 @@ def render(
     """
     models = metrics["models"]
     leader = find_leader(models)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mela_jax.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=words.percent,
-        target=words.target,
-        rate=words.rate,
-        number=words.number,
-        people=words.people,
-        of_hundred=words.of_hundred,
-        rest=words.rest,
-        amount=words.amount,
-        p_value=words.p_value,
-        dx=lambda name: DIAGNOSES.get(name, name),
-    )
     test = models[leader]["test"]
-    return environment.get_template("report.html.j2").render(
-        metrics=metrics,
-        models=models,
-        labels={name: model_label(name, models) for name in models},
-        leader=leader,
-        model=models[leader],
-        test=test,
-        point=test["operating_point"],
-        shown=test["operating_point"]["by_lesion"],
-        grids=[_grid(test["operating_point"]["by_lesion"], name) for name in RATES[:2]],
-        on_target=_on_target(test, metrics["target_sensitivity"]),
-        guarantee=_guarantee(models[leader]),
-        comparisons=list(_comparisons(metrics["comparisons"], models)),
-        groups=_groups(test["subgroups"]),
-        rate_names=RATES,
-        by_names=BY,
-        other_cancers=OTHER_CANCERS,
-        plots=plots,
-        missed=missed,
-        alarms=alarms,
-        about=about,
-        asks=ABOUT,
-        checklist=fill_checklist(metrics, leader, about),
-        zero_width=[
-            name
-            for name, model in models.items()
-            if model["test"]["roc_auc"]["low"] == model["test"]["roc_auc"]["high"]
-        ],
+    return (
+        make_environment("mela_jax.evaluation")
+        .get_template("report.html.j2")
+        .render(
+            metrics=metrics,
+            models=models,
+            labels={name: model_label(name, models) for name in models},
+            leader=leader,
+            model=models[leader],
+            test=test,
+            point=test["operating_point"],
+            shown=test["operating_point"]["by_lesion"],
+            grids=[
+                _grid(test["operating_point"]["by_lesion"], name) for name in RATES[:2]
+            ],
+            on_target=_on_target(test, metrics["target_sensitivity"]),
+            guarantee=_guarantee(models[leader]),
+            comparisons=list(_comparisons(metrics["comparisons"], models)),
+            groups=_groups(test["subgroups"]),
+            rate_names=RATES,
+            by_names=BY,
+            other_cancers=OTHER_CANCERS,
+            plots=plots,
+            missed=missed,
+            alarms=alarms,
+            about=about,
+            asks=ABOUT,
+            checklist=fill_checklist(metrics, leader, about),
+            zero_width=[
+                name
+                for name, model in models.items()
+                if model["test"]["roc_auc"]["low"] == model["test"]["roc_auc"]["high"]
+            ],
+        )
     )
 
 
