@@ -24,6 +24,10 @@ from mela_jax.errors import UserError
 
 BATCH_AXIS = "batch"
 
+# Virtual devices of a CPU wait for each other within a process. XLA takes 40 s of that
+# for a deadlock and aborts, but a laptop that was asleep or a busy machine does it too.
+_PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
+
 
 def set_up(*, cpu_devices: int, distributed: bool, compilation_cache: Path) -> None:
     """Prepare the devices; call before anything else touches JAX.
@@ -38,6 +42,9 @@ def set_up(*, cpu_devices: int, distributed: bool, compilation_cache: Path) -> N
       UserError: when the other processes cannot be found or joined.
     """
     jax.config.update("jax_num_cpu_devices", cpu_devices)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _PATIENCE not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_PATIENCE}={24 * 3600}".strip()
     # A second start then waits for no compiler.
     jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
     if not distributed:
