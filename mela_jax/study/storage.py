@@ -53,11 +53,11 @@ def parse_url(url: str, workdir: Path) -> URL:
 
 def without_password(url: URL) -> str:
     """Return a URL that may be shown and kept."""
-    return (
-        url.set(password=None)
-        .difference_update_query(_SECRET_OPTIONS)
-        .render_as_string(hide_password=False)
+    # url.set(password=None) leaves it as it is.
+    shown = URL.create(
+        url.drivername, url.username, None, url.host, url.port, url.database, url.query
     )
+    return shown.difference_update_query(_SECRET_OPTIONS).render_as_string()
 
 
 def open_storage(url: URL, *, heartbeat: int) -> Storage:
