@@ -20,7 +20,9 @@ from mela_jax.evaluation.calibration import (
     calibration_figures,
     fit_calibration,
 )
+from mela_jax.evaluation.classes import require_every_class
 from mela_jax.evaluation.intervals import FloatArray, auc_interval, wilson
+from mela_jax.evaluation.multiclass import ask_classes, class_figures
 from mela_jax.evaluation.operating_point import (
     POLICIES,
     Confusion,
@@ -40,6 +42,7 @@ from mela_jax.evaluation.subgroups import (
     ask_groups,
     false_alarms_by_diagnosis,
     group_figures,
+    list_images,
 )
 
 CALIBRATIONS = ("platt", "temperature", "none")
@@ -141,16 +144,19 @@ def evaluate_model(
         "val" and "test": figures of the split, see `docs/evaluation.md` for each;
         "policy"; "thresholds": policy -> threshold, None where the guarantee takes more
         melanomas than validation has; "guarantee", by lesion, and what it would be by
-        image; "calibration": the fitted map, or
-        None. Every rate is {value, low, high} with a 95 % interval, its value None
-        where it is undefined (nobody flagged: PPV).
+        image; "calibration": the fitted map, or None, and then "uncalibrated": why.
+        Every rate is {value, low, high} with a 95 % interval, its value None where it
+        is undefined (nobody flagged: PPV).
 
     Raises:
-        UserError: a split with one class only, an image or a lesion in both splits, or
-            a guarantee that is asked for and cannot be given.
+        UserError: a split with one class only, an image or a lesion in both splits,
+            a diagnosis that was scored and that no test image has, or a guarantee that
+            is asked for and cannot be given.
     """
     require_both_classes(val.label, "val")
     require_both_classes(test.label, "test")
+    if test.classes is not None:
+        require_every_class(test.classes, "test")
     refuse_shared(val, test)
     guarantee, by_image = (
         guarantee_threshold(
@@ -171,9 +177,10 @@ def evaluate_model(
     threshold = thresholds[settings.policy]
     if threshold is None:
         raise UserError(_cannot_guarantee(guarantee))
-    calibration = fit_calibration(
+    fitted = fit_calibration(
         val.label, val.score, method=settings.calibration, threshold=threshold
     )
+    calibration = fitted if isinstance(fitted, Calibration) else None
     measured = {
         name: _measure(
             split, settings, threshold, thresholds, calibration, whole=name == "test"
@@ -187,6 +194,7 @@ def evaluate_model(
         "guarantee": asdict(guarantee) if guarantee else None,
         "guarantee_if_images_were_independent": asdict(by_image) if by_image else None,
         "calibration": asdict(calibration) if calibration else None,
+        "uncalibrated": None if isinstance(fitted, Calibration) else fitted.reason,
     }
 
 
@@ -239,6 +247,7 @@ def _measure(
     }
     flagged = split.score >= threshold
     groups = ask_groups(split, flagged, rates) if whole else []
+    classes = ask_classes(split.classes, rates) if whole and split.classes else None
     calibrated = calibrate(calibration, split.score) if calibration else None
     probabilities = {"score": split.score, "calibrated": calibrated}
     columns = [rates.columns]
@@ -267,12 +276,19 @@ def _measure(
         )
         for policy in points
     }
+    lesions = [
+        len(np.unique(np.asarray(split.lesion_id)[split.label == value]))
+        for value in (0, 1)
+    ]
+    known = min(lesions) > 1
     figures: dict[str, Any] = {
         "n": int(split.label.size),
         "positives": int(split.label.sum()),
         "lesions": split.num_lesions,
-        "roc_auc": _area(drawn, "roc_auc"),
-        "pr_auc": _area(drawn, "pr_auc"),
+        "positive_lesions": lesions[1],
+        "negative_lesions": lesions[0],
+        "roc_auc": _area(drawn, "roc_auc", known=known),
+        "pr_auc": _area(drawn, "pr_auc", known=known),
         "replicates": drawn.num_replicates,
         "roc_auc_delong": auc_interval(split.label, split.score),
         "roc_auc_by_lesion": auc_interval(split.label, split.score, split.lesion_id),
@@ -290,10 +306,12 @@ def _measure(
     return figures | {
         "partial_auc": {
             "above_sensitivity": PARTIAL_FROM,
-            **_area(drawn, "partial_auc"),
+            **_area(drawn, "partial_auc", known=known, most=1 - PARTIAL_FROM),
         },
-        "specificity_at_sensitivity": _specificities(drawn, 0, SENSITIVITIES),
-        "roc_band": _specificities(drawn, len(SENSITIVITIES), BAND),
+        "specificity_at_sensitivity": _specificities(
+            drawn, 0, SENSITIVITIES, known=known
+        ),
+        "roc_band": _specificities(drawn, len(SENSITIVITIES), BAND, known=known),
         "prevalence": _prevalences(
             split, settings, points[settings.policy], rates, drawn
         ),
@@ -302,8 +320,9 @@ def _measure(
         else _decision_curve(split, drawn, curve),
         "subgroups": [group_figures(split, group, rates, drawn) for group in groups],
         "false_alarms_by_dx": false_alarms_by_diagnosis(split, flagged),
-        "missed": _images(split, melanoma & ~flagged, highest_first=False),
-        "false_alarms": _images(split, ~melanoma & flagged, highest_first=True),
+        "multiclass": class_figures(split, classes, rates, drawn) if classes else None,
+        "missed": list_images(split, melanoma & ~flagged, highest_first=False),
+        "false_alarms": list_images(split, ~melanoma & flagged, highest_first=True),
     }
 
 
@@ -350,21 +369,25 @@ def _describe_point(
     }
 
 
-def _area(drawn: Resampled, name: str) -> Any:
+def _area(drawn: Resampled, name: str, *, known: bool, most: float = 1.0) -> Any:
+    """Return an area with its interval; of one lesion of a class nothing is known."""
     observed = float(getattr(drawn.observed, name)[0])
+    if not known:
+        return {"value": observed, "low": 0.0, "high": most}
     return percentile_interval(observed, getattr(drawn.replicates, name))
 
 
 def _specificities(
-    drawn: Resampled, start: int, sensitivities: Sequence[float]
+    drawn: Resampled, start: int, sensitivities: Sequence[float], *, known: bool
 ) -> list[dict[str, Any]]:
+    observed = drawn.observed.specificity_at[0, start:]
+    replicates = drawn.replicates.specificity_at[:, start:]
     return [
         {
             "sensitivity": wanted,
-            "specificity": percentile_interval(
-                float(drawn.observed.specificity_at[0, start + i]),
-                drawn.replicates.specificity_at[:, start + i],
-            ),
+            "specificity": percentile_interval(float(observed[i]), replicates[:, i])
+            if known
+            else {"value": float(observed[i]), "low": 0.0, "high": 1.0},
         }
         for i, wanted in enumerate(sensitivities)
     ]
@@ -383,7 +406,7 @@ def _prevalences(
         rates.replicates(point.sensitivity, drawn),
         rates.replicates(point.specificity, drawn),
     )
-    if {se["value"], sp["value"]} & {0.0, 1.0}:
+    if not (rates.varies(point.sensitivity) and rates.varies(point.specificity)):
         replicates = None
     own = float(split.label.mean())
     return [
@@ -430,21 +453,3 @@ def _decision_curve(
             prevalence - (1 - prevalence) * t / (1 - t) for t in DECISION_THRESHOLDS
         ],
     }
-
-
-def _images(
-    split: Predictions, held: BoolArray, *, highest_first: bool
-) -> list[dict[str, Any]]:
-    """List images by score, with what is known of them."""
-    rows = np.flatnonzero(held)
-    scores = -split.score[rows] if highest_first else split.score[rows]
-    rows = rows[np.argsort(scores, kind="stable")]
-    return [
-        {
-            "image_id": split.image_id[row],
-            "lesion_id": split.lesion_id[row],
-            "score": float(split.score[row]),
-            **{name: texts[row] for name, texts in split.details.items()},
-        }
-        for row in rows.tolist()
-    ]

@@ -12,6 +12,7 @@ import jinja2
 
 from mela_jax.evaluation import words
 from mela_jax.evaluation.checklist import ABOUT, fill_checklist
+from mela_jax.evaluation.rates import FEW_LESIONS
 
 ROLES = {
     "teacher": "Teacher",
@@ -33,20 +34,24 @@ BY = {
     "source": "Image source",
 }
 DIAGNOSES = {
+    "ak": "actinic keratosis",
     "akiec": "actinic keratosis or Bowen's disease",
     "bcc": "basal cell carcinoma",
     "bkl": "benign keratosis",
     "df": "dermatofibroma",
     "mel": "melanoma",
     "nv": "nevus (mole)",
+    "scc": "squamous cell carcinoma",
+    "unk": "none of the others",
     "vasc": "vascular lesion",
     "histo": "histopathology-confirmed only",
     "follow_up": "no change in follow-up",
     "consensus": "expert consensus",
     "confocal": "confocal microscopy",
 }
+SCALINGS = {"platt": "Platt scaling", "temperature": "temperature scaling"}
 # Diagnoses that are cancer, or become it, though they count as "not melanoma".
-OTHER_CANCERS = ("akiec", "bcc", "scc")
+OTHER_CANCERS = ("ak", "akiec", "bcc", "scc")
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ def make_environment(*packages: str) -> jinja2.Environment:
         rest=words.rest,
         amount=words.amount,
         p_value=words.p_value,
-        dx=lambda name: DIAGNOSES.get(name, name),
+        dx=lambda name: DIAGNOSES.get(name.lower(), name),
     )
     return environment
 
@@ -161,49 +166,54 @@ def render(
         alarms: its most confident false alarms.
         about: key of `checklist.ABOUT` -> text.
     """
-    models = metrics["models"]
-    leader = find_leader(models)
+    leader = find_leader(metrics["models"])
+    # The leader's column first: on a telephone the others are out of sight.
+    models = {leader: metrics["models"][leader], **metrics["models"]}
     test = models[leader]["test"]
-    return (
-        make_environment("mela_jax.evaluation")
-        .get_template("report.html.j2")
-        .render(
-            metrics=metrics,
-            models=models,
-            labels={name: model_label(name, models) for name in models},
-            leader=leader,
-            model=models[leader],
-            test=test,
-            point=test["operating_point"],
-            shown=test["operating_point"]["by_lesion"],
-            grids=[
-                _grid(test["operating_point"]["by_lesion"], name) for name in RATES[:2]
-            ],
-            on_target=_on_target(test, metrics["target_sensitivity"]),
-            guarantee=_guarantee(models[leader]),
-            comparisons=list(_comparisons(metrics["comparisons"], models)),
-            groups=_groups(test["subgroups"]),
-            rate_names=RATES,
-            by_names=BY,
-            other_cancers=OTHER_CANCERS,
-            plots=plots,
-            missed=missed,
-            alarms=alarms,
-            about=about,
-            asks=ABOUT,
-            checklist=fill_checklist(metrics, leader, about),
-            zero_width=[
-                name
-                for name, model in models.items()
-                if model["test"]["roc_auc"]["low"] == model["test"]["roc_auc"]["high"]
-            ],
-        )
+    template = make_environment("mela_jax.evaluation").get_template("report.html.j2")
+    return template.render(
+        metrics=metrics,
+        models=models,
+        labels={name: model_label(name, models) for name in models},
+        leader=leader,
+        model=models[leader],
+        test=test,
+        point=test["operating_point"],
+        shown=test["operating_point"]["by_lesion"],
+        grids=[_grid(test["operating_point"]["by_lesion"], name) for name in RATES[:2]],
+        on_target=_on_target(test, metrics["target_sensitivity"]),
+        guarantee=_guarantee(models[leader]),
+        comparisons=list(_comparisons(metrics["comparisons"], models)),
+        groups=_groups(test["subgroups"]),
+        class_models=[n for n, model in models.items() if model["test"]["multiclass"]],
+        argmax=_argmax(test["multiclass"]),
+        rate_names=RATES,
+        by_names=BY,
+        other_cancers=OTHER_CANCERS,
+        plots=plots,
+        missed=missed,
+        alarms=alarms,
+        about=about,
+        asks=ABOUT,
+        checklist=fill_checklist(metrics, leader, about, name=_name),
+        scaling=SCALINGS,
+        missed_lesions=_of_lesions(test["missed"]),
+        few_lesions=[
+            (test[f"{key}_lesions"], word)
+            for key, word in (("positive", "melanoma"), ("negative", "other"))
+            if test[f"{key}_lesions"] < FEW_LESIONS
+        ],
+        zero_width=[
+            name
+            for name, model in models.items()
+            if model["test"]["roc_auc"]["low"] == model["test"]["roc_auc"]["high"]
+        ],
     )
 
 
 def _grid(shown: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return how many of a hundred dots are filled: right decisions first."""
-    filled = round(100 * shown[name]["value"])
+    filled = words.hundredths(shown[name]["value"])
     # A single miss must not be rounded away.
     if filled == 100 and shown[name]["value"] < 1:
         filled = 99
@@ -215,8 +225,13 @@ def _on_target(test: Mapping[str, Any], target: float) -> str:
     figure = test["operating_point"]["by_lesion"]["sensitivity"]
     value, low = figure["value"], figure["low"]
     start = f"On the test set the sensitivity is {words.percent(value)}"
+    if value < target <= figure["high"]:
+        return (
+            f"{start}: below the target of {words.target(target)}. The interval goes "
+            f"up to {words.percent(figure['high'])}, so chance alone may explain it."
+        )
     if value < target:
-        return f"{start}: below the target of {words.target(target)}."
+        return f"{start}: below the target of {words.target(target)}, beyond chance."
     if low < target:
         return (
             f"{start}, which reaches the target, but the interval goes down to "
@@ -270,13 +285,13 @@ def _comparisons(
                 words.signed(scale * figure[part], digits)
                 for part in ("difference", "low", "high")
             )
-            unit = "" if key == "roc_auc" else " points"
+            unit = "" if key == "roc_auc" else "\N{NO-BREAK SPACE}points"
             better = "better" if figure["difference"] > 0 else "worse"
             rows.append(
                 {
                     "label": label,
                     "difference": f"{difference}{unit}",
-                    "interval": f"{low} to {high}",
+                    "interval": f"{low} to {high}".replace(" ", "\N{NO-BREAK SPACE}"),
                     "p": words.p_value(figure["p"]),
                     "test": figure["test"],
                     "verdict": f"{a} is {better}"
@@ -294,6 +309,26 @@ def _comparisons(
             "rows": rows,
             "trade": signs[0] * signs[1] < 0,
         }
+
+
+def _name(key: str) -> str:
+    """Return the name of a column or of a diagnosis in a sentence."""
+    return BY[key].lower() if key in BY else DIAGNOSES.get(key, key)
+
+
+def _of_lesions(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return " of 9 lesions" where images are fewer lesions, or nothing."""
+    lesions = len({row["lesion_id"] for row in rows})
+    return f" of {lesions} lesions" if lesions < len(rows) else ""
+
+
+def _argmax(multiclass: Mapping[str, Any] | None) -> dict[str, int] | None:
+    """Return how many melanomas the highest score calls melanoma."""
+    if multiclass is None:
+        return None
+    at = multiclass["classes"].index(multiclass["melanoma"])
+    row = multiclass["confusion"][at]
+    return {"found": row[at], "n": sum(row)}
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
