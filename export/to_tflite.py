@@ -202,7 +202,7 @@ class Export:
         }
         ways: list[tuple[str, Callable[[], bytes]]] = [
             (r.name, lambda r=r: quantize.quantize_int8(self._float32, ranges, r))
-            for r in quantize.INT8_RECIPES
+            for r in quantize.int8_recipes(run.network)
         ]
         ways += [
             ("weight_int8", self._weight_int8),
