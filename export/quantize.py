@@ -44,7 +44,8 @@ _FLOAT_OPERATIONS = (
 _FLOAT_LAYERS = (
     # The normalisation, whose rounding would be the picture's.
     r".*Classifier/body/(sub|div|mul|rev)\w*(;|$)",
-    # Whatever else makes up the logit.
+    # Whatever else makes up the logit and the probability.
+    r".*melanoma_classifier\)/\w+(;|$)",
     r".*StatefulPartitionedCall.*",
 )
 # What the second recipe keeps in float besides.

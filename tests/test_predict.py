@@ -394,7 +394,7 @@ def test_a_phone_file_is_scored_by_its_own_operating_point(exported, tmp_path, c
     """And decides, image for image, as metrics.json of the export counted."""
     images = exported.parent.parent / "phantom"
     rows = {}
-    for mode in ("float32", "int8"):
+    for mode in ("float32", "float16", "weight_int8", "int8"):
         output = tmp_path / f"{mode}.csv"
         model = exported / f"student_{mode}.tflite"
         assert run(f"--model={model}", f"--images={images}", f"--output={output}") == 0
