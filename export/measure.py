@@ -103,9 +103,7 @@ def logit_threshold(threshold: float, calibration: Mapping[str, Any]) -> float:
     first = bisect.bisect_left(
         places,
         True,
-        key=lambda place: bool(
-            to_probability(number(place), calibration) >= threshold
-        ),
+        key=lambda place: bool(to_probability(number(place), calibration) >= threshold),
     )
     return float(number(places[first]))
 

@@ -145,9 +145,10 @@ class Export:
         few = run.pixels("test")[:8]
         logits, probabilities = PhoneModel(content, source=name).score(few)
         measured = made["answers"]["test"]
-        if list(logits) != list(measured.logits[:8]) or not np.allclose(
-            probabilities, measured.predictions.score[:8], rtol=0, atol=1e-5
-        ):
+        difference = np.abs(probabilities - measured.predictions.score[:8]).max()
+        # In a float16 file the calibration's own two numbers are in half precision.
+        allowed = 1e-3 if made["recipe"] == "float16" else 1e-5
+        if list(logits) != list(measured.logits[:8]) or difference > allowed:
             raise RuntimeError(f"{name} answers differently with its metadata inside")
         identity = {
             "file": name,

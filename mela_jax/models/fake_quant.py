@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from mela_jax.models import efficientnet_lite, mobilenet_v3
 from mela_jax.models.convolution import DepthwiseConv, PointwiseConv
 from mela_jax.models.eight_bits import float_parts
-from mela_jax.models.head import Head
+from mela_jax.models.head import Classifier, Head
 from mela_jax.models.normalization import BatchNorm
 
 _CONVOLUTIONS = (nn.Conv, PointwiseConv, DepthwiseConv)
@@ -127,12 +127,12 @@ def _comes_rounded(module: nn.Module) -> bool:
         module, mobilenet_v3.InvertedResidual | efficientnet_lite.InvertedResidual
     ):
         return module.name != "block_00"
-    if isinstance(module, mobilenet_v3.SqueezeExcite):
-        block = module.parent
-        return block.name != "block_00" and not block.block.hard_swish
-    if isinstance(module, Head):
-        body = module.parent.body
-        return isinstance(body, efficientnet_lite.EfficientNetLite)
+    parent = module.parent
+    if isinstance(parent, mobilenet_v3.InvertedResidual):
+        is_gate = isinstance(module, mobilenet_v3.SqueezeExcite)
+        return is_gate and parent.name != "block_00" and not parent.block.hard_swish
+    if isinstance(module, Head) and isinstance(parent, Classifier):
+        return isinstance(parent.body, efficientnet_lite.EfficientNetLite)
     return False
 
 

@@ -1,6 +1,5 @@
 """Quantized files: what they are calibrated with and what stays float in them."""
 
-
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter

@@ -41,13 +41,12 @@ def answers(job: Job, exported: Path):
             [load_square(paths[r["image_id"]], size=32, crop="center") for r in rows]
         )
         logits, probabilities = model.score(images)
-        calibration = read_calibration(
-            exported.parent / "student" / "calibration.json"
-        )
+        calibration = read_calibration(exported.parent / "student" / "calibration.json")
         assert calibration.method == "platt"
         scores = calibration.probability(logits)
-        # What the file itself answers is this, in float32.
-        np.testing.assert_allclose(probabilities, scores, rtol=0, atol=1e-6)
+        # What the file itself answers is this in float32; float16 rounds a and b, too.
+        allowed = 1e-3 if "float16" in name else 1e-6
+        np.testing.assert_allclose(probabilities, scores, rtol=0, atol=allowed)
         return np.array([int(row["label"]) for row in rows]), logits, scores
 
     return score
@@ -140,10 +139,8 @@ def test_the_report_names_every_file(exported, files):
 
 
 def test_the_report_of_the_run_shows_the_files(exported, files):
-    before, shown, after = re.split(
-        "<!-- exported files -->|<!-- end of exported files -->",
-        (exported.parent / "report" / "report.html").read_text(),
-    )
+    page = (exported.parent / "report" / "report.html").read_text()
+    before, shown, after = re.split("<!-- (?:end of )?exported files -->", page)
     assert before.startswith("<!doctype html>") and "MADE-UP LESIONS" in shown
     for name, entry in files.items():
         point = entry["test"]["operating_point"]
@@ -151,9 +148,7 @@ def test_the_report_of_the_run_shows_the_files(exported, files):
         assert f"<td>{point['threshold']:.4g}</td>" in shown
         assert f"<td>{100 * point['specificity']['value']:.1f} % (" in shown
     # A later export takes the place of this one; an older report has no place.
-    page = f"{before}<!-- exported files -->{shown}<!-- end of exported files -->{after}"
-    again = table.show_in(page, {"files": files})
-    assert again == page
+    assert table.show_in(page, {"files": files}) == page
     assert table.show_in(before + after, {"files": files}) is None
 
 
