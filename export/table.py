@@ -192,7 +192,8 @@ def _story(file: Mapping[str, Any]) -> str:
     text += (
         "its probability is not calibrated"
         if found["method"] == "none"
-        else f"its probability is sigmoid({found['a']:.4g} * logit {found['b']:+.4g}), "
+        else f"its probability is sigmoid({found['a']:.4g} * logit "
+        f"{'-' if found['b'] < 0 else '+'} {abs(found['b']):.4g}), "
         f"{found['method']}, fitted to the float model"
     )
     if file["quantization_calibration"]:
