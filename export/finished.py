@@ -20,10 +20,12 @@ from mela_jax.data.load import load_records
 from mela_jax.data.records import Record
 from mela_jax.data.splits import SPLITS, read_splits
 from mela_jax.errors import UserError
+from mela_jax.evaluation.calibration import Calibration, read_calibration
 from mela_jax.evaluation.scores import Predictions
 from mela_jax.models.zoo import create_model
-from mela_jax.pipeline import load_model, probability
+from mela_jax.pipeline import load_model
 from mela_jax.state import Variables
+from mela_jax.tflite import to_probability
 from mela_jax.train import Images, score
 
 
@@ -40,6 +42,7 @@ class FinishedRun:
         file does.
       variables: its variables, on the host.
       figures: the run's own figures of the model, from report/metrics.json.
+      calibration: from the model's calibration.json; "none" where it has no such file.
       records: all images of the data set.
       images: the same, decoded, with the rows of each split.
     """
@@ -51,26 +54,27 @@ class FinishedRun:
     network: nn.Module
     variables: Variables
     figures: dict[str, Any]
+    calibration: Calibration
     records: list[Record]
     images: Images
 
     @property
     def threshold(self) -> float:
-        """The run's operating point of the float model."""
+        """The run's operating point of the float model, on sigmoid(logit)."""
         return float(self.figures["val"]["operating_point"]["threshold"])
 
     def pixels(self, split: str) -> np.ndarray:
         """Return the images of a split, uint8[n, S, S, 3], read from the disk."""
         return self.images.evaluation[self.images.rows[split]]
 
-    def predictions(self, split: str, scores: np.ndarray) -> Predictions:
-        """Return scores float64[n] in [0, 1] as the predictions of a split."""
+    def predictions(self, split: str, logits: np.ndarray) -> Predictions:
+        """Return logits float64[n] of a split as calibrated P(melanoma), with ids."""
         rows = self.images.rows[split]
         return Predictions(
             image_id=[self.records[row].image_id for row in rows],
             lesion_id=[self.records[row].lesion_id for row in rows],
             label=self.images.labels[rows],
-            score=scores,
+            score=to_probability(logits, dataclasses.asdict(self.calibration)),
         )
 
     def float_logits(self, split: str) -> np.ndarray:
@@ -86,10 +90,6 @@ class FinishedRun:
             batch_size=self.config.eval_batch_size,
         )
         return logits.astype(np.float64)
-
-    def float_predictions(self, split: str, logits: np.ndarray) -> Predictions:
-        """Return the Flax network's logits as predictions."""
-        return self.predictions(split, probability(logits))
 
 
 def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
@@ -122,6 +122,10 @@ def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
                 f"and {workdir / 'config.json'} says {config[field]}; the folder was "
                 "put together from two runs: take a whole workdir"
             )
+    calibration = _read_calibration(
+        workdir / name,
+        threshold=figures[name]["val"]["operating_point"]["threshold"],
+    )
     records, images = _load_images(config, workdir, record)
     return FinishedRun(
         name=name,
@@ -136,6 +140,7 @@ def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
         ),
         variables=jax.device_get(model.variables),
         figures=figures[name],
+        calibration=calibration,
         records=records,
         images=images,
     )
@@ -160,6 +165,21 @@ def _read_figures(workdir: Path) -> dict[str, Any]:
             f"{path}: is damaged; delete it and repeat the command of mela_jax.main "
             "that made it"
         ) from error
+
+
+def _read_calibration(folder: Path, *, threshold: float) -> Calibration:
+    """Read what the run fitted; runs from before there was calibration have nothing."""
+    path = folder / "calibration.json"
+    if not path.exists():
+        return Calibration("none", 1.0, 0.0, threshold, threshold)
+    calibration = read_calibration(path)
+    if calibration.threshold != threshold:
+        raise UserError(
+            f"{path}: was fitted beside the threshold {calibration.threshold:.6g}, and "
+            f"the report has {threshold:.6g}; repeat the command of mela_jax.main that "
+            "made the run"
+        )
+    return calibration
 
 
 def _read_record(workdir: Path) -> dict[str, Any]:

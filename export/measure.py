@@ -1,6 +1,8 @@
 """What one exported file does on validation and test, and what exporting cost it."""
 
+import bisect
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,8 @@ from export.finished import FinishedRun
 from mela_jax.evaluation.measure import evaluate_model, selection_metrics
 from mela_jax.evaluation.operating_point import confusion
 from mela_jax.evaluation.scores import Predictions
-from mela_jax.pipeline import evaluation_settings
-from mela_jax.tflite import PhoneModel
+from mela_jax.pipeline import evaluation_settings, probability
+from mela_jax.tflite import PhoneModel, to_probability
 
 SPLITS = ("val", "test")
 
@@ -22,7 +24,7 @@ class Answers:
 
     Attributes:
       logits: float64[n].
-      predictions: the same as P(melanoma), with ids and labels.
+      predictions: the same as calibrated P(melanoma), with ids and labels.
     """
 
     logits: np.ndarray
@@ -47,16 +49,14 @@ def float_answers(run: FinishedRun) -> dict[str, Answers]:
     found = {}
     for split in SPLITS:
         logits = run.float_logits(split)
-        found[split] = Answers(logits, run.float_predictions(split, logits))
+        found[split] = Answers(logits, run.predictions(split, logits))
     return found
 
 
 def file_answers(run: FinishedRun, content: bytes, split: str) -> Answers:
     """Return the answers of a file for a split, through LiteRT."""
-    logits, probabilities = PhoneModel(content, source="export").score(
-        run.pixels(split)
-    )
-    return Answers(logits, run.predictions(split, probabilities))
+    logits, _ = PhoneModel(content, source="export").score(run.pixels(split))
+    return Answers(logits, run.predictions(split, logits))
 
 
 def loss_on_validation(
@@ -82,6 +82,32 @@ def loss_on_validation(
     }
 
 
+def logit_threshold(threshold: float, calibration: Mapping[str, Any]) -> float:
+    """Return the smallest float32 logit whose probability reaches a threshold.
+
+    A phone that compares its logit with it decides as `predict` does, to the last bit,
+    whatever its sigmoid rounds.
+
+    Args:
+      threshold: calibrated probability in (0, 1].
+      calibration: slope "a" and intercept "b" of `mela_jax.tflite.to_probability`.
+    """
+
+    def number(place: int) -> np.ndarray:
+        """Return the float32 at a place in the order of them all; 0 is at 0."""
+        bits = place if place >= 0 else 0x80000000 - place
+        return np.array(bits, np.uint32).view(np.float32).astype(np.float64)
+
+    infinity = int(np.array(np.inf, np.float32).view(np.uint32))
+    places = range(-infinity + 1, infinity)
+    first = bisect.bisect_left(
+        places,
+        True,
+        key=lambda place: bool(to_probability(number(place), calibration) >= threshold),
+    )
+    return float(number(places[first]))
+
+
 def is_within(loss: dict[str, float], tolerance: Tolerance) -> bool:
     """Say whether a file lost no more than it may."""
     return (
@@ -95,8 +121,12 @@ def measure(
 ) -> dict[str, Any]:
     """Choose a file's own threshold on validation and measure it beside the float one.
 
+    Scores and the file's own threshold are calibrated probabilities; the float model's
+    threshold is on sigmoid(logit), and both models are held against it by that.
+
     Returns:
-      {"val", "test"}: the figures of `evaluate_model`, and under "against_float" of
+      "calibration": that of the float model, which the file applies; {"val", "test"}:
+      the figures of `evaluate_model`, and under "against_float" of
       each: logit_max and logit_rmse, the difference of logits; roc_auc, the change of
       it (the file's minus the float model's); at_float_threshold, what the file does
       when the float model's threshold is kept: sensitivity, specificity and flips;
@@ -106,8 +136,10 @@ def measure(
     figures = evaluate_model(
         file["val"].predictions,
         file["test"].predictions,
-        evaluation_settings(run.config),
+        # The scores are calibrated already.
+        dataclasses.replace(evaluation_settings(run.config), calibration="none"),
     )
+    figures["calibration"] = dataclasses.asdict(run.calibration)
     for split in SPLITS:
         threshold = figures[split]["operating_point"]["threshold"]
         figures[split]["against_float"] = _against(
@@ -124,8 +156,9 @@ def _against(
 ) -> dict[str, Any]:
     label = file.predictions.label
     difference = file.logits - float_model.logits
-    kept = confusion(label, file.predictions.score, float_threshold)
-    before = float_model.predictions.score >= float_threshold
+    uncalibrated = probability(file.logits)
+    kept = confusion(label, uncalibrated, float_threshold)
+    before = probability(float_model.logits) >= float_threshold
     return {
         "logit_max": float(np.abs(difference).max()),
         "logit_rmse": float(np.sqrt(np.mean(difference**2))),
@@ -138,7 +171,7 @@ def _against(
             "threshold": float_threshold,
             "sensitivity": kept.tp / (kept.tp + kept.fn),
             "specificity": kept.tn / (kept.tn + kept.fp),
-            "flips": _flips(label, before, file.predictions.score >= float_threshold),
+            "flips": _flips(label, before, uncalibrated >= float_threshold),
         },
     }
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from export.finished import FinishedRun
+from export.measure import logit_threshold
 from mela_jax import run_record
 from mela_jax.tflite import (
     ACTIVATION_MAP,
@@ -50,7 +51,8 @@ def describe(
     size = run.config.image_size
     outputs = {
         LOGIT: "float32 [1]: log-odds of melanoma",
-        PROBABILITY: "float32 [1]: P(melanoma), from 0 to 1; the threshold is on this",
+        PROBABILITY: "float32 [1]: P(melanoma), from 0 to 1: "
+        "1 / (1 + exp(-(a * logit + b))) with a and b of 'calibration'",
     }
     if activation_map:
         outputs[ACTIVATION_MAP] = (
@@ -75,6 +77,7 @@ def describe(
             "crop_means": _CROPS[run.config.crop],
         },
         "outputs": outputs,
+        "calibration": calibration(run),
         "operating_point": operating_point(figures),
         "training_data": {
             "name": run.config.data.name,
@@ -89,12 +92,28 @@ def describe(
     }
 
 
+def calibration(run: FinishedRun) -> dict[str, Any]:
+    """Return how a logit becomes a probability, and who fitted it on what."""
+    fitted = run.calibration
+    return {
+        "method": fitted.method,
+        "a": fitted.a,
+        "b": fitted.b,
+        "means": "not calibrated: the run has no calibration, or chose none"
+        if fitted.method == "none"
+        else f"{fitted.method}, fitted to the float model's logits on validation; "
+        "right for its share of melanomas and for no other",
+    }
+
+
 def operating_point(figures: dict[str, Any]) -> dict[str, Any]:
     """Return the threshold, how it was chosen and what it does, with 95 % intervals."""
     point = figures["val"]["operating_point"]
     return {
         "threshold": point["threshold"],
-        "rule": "flag where probability >= threshold",
+        "logit_threshold": logit_threshold(point["threshold"], figures["calibration"]),
+        "rule": "flag where logit >= logit_threshold, or, the same without rounding, "
+        "where probability >= threshold",
         "chosen_on": "val",
         "how": "the highest threshold at which this very file, run by LiteRT, reaches "
         f"a sensitivity of {point['target_sensitivity']} on validation",

@@ -9,14 +9,17 @@ the other one smooths.
 import contextlib
 import dataclasses
 import io
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 from litert_quantizer import calibrator, qtyping, quantizer, recipe_manager
 from litert_quantizer.algorithm_manager import AlgorithmName
 from litert_quantizer.utils import qsv_utils
 
+from mela_jax.models.eight_bits import float_parts
 from mela_jax.tflite import INPUT, SIGNATURE
 
 Operation = qtyping.TFLOperationName
@@ -39,18 +42,18 @@ _FLOAT_OPERATIONS = (
     Operation.OUTPUT,
 )
 _FLOAT_LAYERS = (
-    # The normalisation, whose rounding would be the picture's, and the stem with the
-    # first block, which see few channels of wide range: few weights, no slower in
-    # float, and most of the error of an int8 file otherwise.
+    # The normalisation, whose rounding would be the picture's.
     r".*Classifier/body/(sub|div|mul|rev)\w*(;|$)",
-    r".*stem_.*",
-    r".*block_00.*",
-    # Narrow depthwise convolutions between two hard-swishes (96 and 120 channels in
-    # MobileNetV3-Small): no slower in float, and two conversions fewer each.
-    r".*block_0[36]/depthwise.*",
-    # Whatever else makes up the logit.
-    r".*Classifier/head/.*",
+    # Whatever else makes up the logit and the probability.
+    r".*melanoma_classifier\)/\w+(;|$)",
     r".*StatefulPartitionedCall.*",
+)
+# What the second recipe keeps in float besides.
+_MORE_FLOAT_LAYERS = (
+    r".*block_01.*",
+    r".*block_02.*",
+    r".*squeeze_excite.*",
+    r".*top_.*",
 )
 
 
@@ -67,20 +70,18 @@ class Recipe:
     float_layers: tuple[str, ...]
 
 
-# Tried in this order until the file is within the tolerance.
-INT8_RECIPES = (
-    Recipe("int8", _FLOAT_LAYERS),
-    Recipe(
-        "int8_more_float",
-        (
-            *_FLOAT_LAYERS,
-            r".*block_01.*",
-            r".*block_02.*",
-            r".*squeeze_excite.*",
-            r".*top_.*",
-        ),
-    ),
-)
+def int8_recipes(network: nn.Module) -> tuple[Recipe, ...]:
+    """Return the recipes to be tried in this order until a file is within tolerance.
+
+    Args:
+      network: the `Classifier` that the float file was made of.
+    """
+    parts = (rf".*Classifier/{re.escape(part)}.*" for part in float_parts(network))
+    layers = (*_FLOAT_LAYERS, *parts)
+    return (
+        Recipe("int8", layers),
+        Recipe("int8_more_float", (*layers, *_MORE_FLOAT_LAYERS)),
+    )
 
 
 def choose_calibration_rows(

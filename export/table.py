@@ -1,7 +1,32 @@
-"""The words of the export: from its metrics.json to Markdown and to the terminal."""
+"""The words of the export: from its metrics.json to Markdown, HTML and the terminal."""
 
+import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import jinja2
+
+# Where the report of the run has a place for the exported files.
+_PLACE = re.compile("(<!-- exported files -->).*(<!-- end of exported files -->)", re.S)
+_NOT_A_DIAGNOSIS = "This is not a diagnosis."
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the report.
+
+    Attributes:
+      title: its heading.
+      text: what the table shows.
+      head: the table's column titles.
+      rows: its cells.
+    """
+
+    title: str
+    text: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
 
 
 def report_text(metrics: Mapping[str, Any]) -> str:
@@ -10,7 +35,47 @@ def report_text(metrics: Mapping[str, Any]) -> str:
     Args:
       metrics: what metrics.json holds.
     """
-    return "\n".join(_lines(metrics)) + "\n"
+    lines = []
+    for number, section in enumerate(_sections(metrics)):
+        lines += [f"{'#' * (2 if number else 1)} {section.title}", ""]
+        if number == 0:
+            for warning in _warnings(metrics):
+                lines += [f"> **{warning}**", ""]
+        lines += [section.text, "", f"| {' | '.join(section.head)} |"]
+        lines += ["| --- |" + " ---: |" * (len(section.head) - 1)]
+        lines += [f"| {' | '.join(row)} |" for row in section.rows]
+        lines += [""]
+    lines += ["## How each was made", ""]
+    lines += [f"- **{name}**: {_story(f)}" for name, f in metrics["files"].items()]
+    lines += ["", _NOT_A_DIAGNOSIS]
+    return "\n".join(lines) + "\n"
+
+
+def show_in(page: str, metrics: Mapping[str, Any]) -> str | None:
+    """Return a run's report.html with the exported files, in place of earlier ones.
+
+    Args:
+      page: the report as it is.
+      metrics: what metrics.json holds.
+
+    Returns:
+      The page, or None where it is from before it had a place for them.
+    """
+    if not _PLACE.search(page):
+        return None
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("export"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown = environment.get_template("exported.html.j2").render(
+        sections=list(_sections(metrics)),
+        warnings=list(_warnings(metrics)),
+        stories={name: _story(file) for name, file in metrics["files"].items()},
+    )
+    return _PLACE.sub(lambda found: f"{found[1]}\n{shown}\n{found[2]}", page)
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
@@ -40,78 +105,101 @@ def summary(metrics: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+def _warnings(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what must not be overlooked."""
     files = metrics["files"]
-    yield "# The exported files, each with its own operating point"
-    yield ""
     if any(file["made_up_data"] for file in files.values()):
-        yield "> **MADE-UP LESIONS.** These figures say nothing about real skin."
-        yield ""
-    yield (
-        "Every file was run by LiteRT on validation and test. Its threshold is the "
-        "highest at which **this file** reaches the target sensitivity on validation; "
-        "the checkpoint's threshold is not reused. Test figures come with 95 % "
-        "intervals. *Flips* are the images whose decision is not that of the "
-        "float model with the float model's threshold."
-    )
-    yield ""
-    yield (
-        "| File | MB | Threshold | ROC-AUC, val | ROC-AUC, test | Sensitivity, test |"
-        " Specificity, test | Flips, test | Melanomas newly missed / found |"
-    )
-    yield "| --- |" + " ---: |" * 8
-    for name, file in files.items():
-        test = file["test"]
-        point, flips = test["operating_point"], test["against_float"]["flips"]
-        yield (
-            f"| {name} | {file['bytes'] / 1e6:.2f} | {point['threshold']:.4g} "
-            f"| {file['val']['roc_auc']['value']:.4f} | {_area(test['roc_auc'])} "
-            f"| {_rate(point['sensitivity'])} | {_rate(point['specificity'])} "
-            f"| {flips['all']} of {test['n']} "
-            f"| {flips['melanomas_now_missed']} / {flips['melanomas_now_flagged']} |"
-        )
-    yield ""
-    yield "## Beside the float model"
-    yield ""
-    yield (
-        "What the same files do on the test set if the float model's old threshold is "
-        "kept, and how far their logits are from the float model's."
-    )
-    yield ""
-    yield (
-        "| File | Logit, largest difference | RMS | ROC-AUC, change | Sensitivity at "
-        "the old threshold | Specificity at it | Flips at it |"
-    )
-    yield "| --- |" + " ---: |" * 6
-    for name, file in files.items():
-        against = file["test"]["against_float"]
-        kept = against["at_float_threshold"]
-        yield (
-            f"| {name} | {against['logit_max']:.2g} | {against['logit_rmse']:.2g} "
-            f"| {against['roc_auc']:+.4f} | {100 * kept['sensitivity']:.1f} % "
-            f"| {100 * kept['specificity']:.1f} % | {kept['flips']['all']} |"
-        )
-    yield ""
-    yield "## How each was made"
-    yield ""
-    for name, file in files.items():
-        yield f"- **{name}**: {_story(file)}"
+        yield "MADE-UP LESIONS. These figures say nothing about real skin."
     for name, file in files.items():
         for split in ("val", "test"):
             if file[split]["operating_point"]["flags_everyone"]:
-                yield ""
-                yield f"> **WARNING: {name} flags every image of {split}.**"
-    yield ""
-    yield "This is not a diagnosis."
+                yield f"WARNING: {name} flags every image of {split}."
+
+
+def _sections(metrics: Mapping[str, Any]) -> Iterator[Section]:
+    files = metrics["files"]
+    yield Section(
+        "The exported files, each with its own operating point",
+        "Every file was run by LiteRT on validation and test. Its threshold is the "
+        "highest at which this file reaches the target sensitivity on validation, and "
+        "is on its calibrated probability; the checkpoint's threshold is not reused. "
+        "Test figures come with 95 % intervals. Flips are the images whose decision is "
+        "not that of the float model with the float model's threshold.",
+        (
+            "File",
+            "MB",
+            "Threshold",
+            "ROC-AUC, val",
+            "ROC-AUC, test",
+            "Sensitivity, test",
+            "Specificity, test",
+            "Flips, test",
+            "Melanomas newly missed / found",
+        ),
+        [_own_figures(name, file) for name, file in files.items()],
+    )
+    yield Section(
+        "Beside the float model",
+        "What the same files do on the test set if the float model's old threshold is "
+        "kept, and how far their logits are from the float model's.",
+        (
+            "File",
+            "Logit, largest difference",
+            "RMS",
+            "ROC-AUC, change",
+            "Sensitivity at the old threshold",
+            "Specificity at it",
+            "Flips at it",
+        ),
+        [_beside_float(name, file) for name, file in files.items()],
+    )
+
+
+def _own_figures(name: str, file: Mapping[str, Any]) -> tuple[str, ...]:
+    test = file["test"]
+    point, flips = test["operating_point"], test["against_float"]["flips"]
+    return (
+        name,
+        f"{file['bytes'] / 1e6:.2f}",
+        f"{point['threshold']:.4g}",
+        f"{file['val']['roc_auc']['value']:.4f}",
+        _area(test["roc_auc"]),
+        _rate(point["sensitivity"]),
+        _rate(point["specificity"]),
+        f"{flips['all']} of {test['n']}",
+        f"{flips['melanomas_now_missed']} / {flips['melanomas_now_flagged']}",
+    )
+
+
+def _beside_float(name: str, file: Mapping[str, Any]) -> tuple[str, ...]:
+    against = file["test"]["against_float"]
+    kept = against["at_float_threshold"]
+    return (
+        name,
+        f"{against['logit_max']:.2g}",
+        f"{against['logit_rmse']:.2g}",
+        f"{against['roc_auc']:+.4f}",
+        f"{100 * kept['sensitivity']:.1f} %",
+        f"{100 * kept['specificity']:.1f} %",
+        f"{kept['flips']['all']}",
+    )
 
 
 def _story(file: Mapping[str, Any]) -> str:
     """Say how a file was made, and what was tried before."""
-    text = f"{file['network']} ({file['model']}), recipe {file['recipe']}"
+    text = f"{file['network']} ({file['model']}), recipe {file['recipe']}; "
+    found = file["calibration"]
+    text += (
+        "its probability is not calibrated"
+        if found["method"] == "none"
+        else f"its probability is sigmoid({found['a']:.4g} * logit "
+        f"{'-' if found['b'] < 0 else '+'} {abs(found['b']):.4g}), "
+        f"{found['method']}, fitted to the float model"
+    )
     if file["quantization_calibration"]:
         calibration = file["quantization_calibration"]
         text += (
-            f"; calibrated on {calibration['images']} training images "
+            f"; 8-bit ranges from {calibration['images']} training images "
             f"({calibration['melanomas']} melanomas, seed {calibration['seed']})"
         )
     for attempt in file["attempts"]:

@@ -7,7 +7,8 @@ Usage::
         [--model=student|teacher|baseline]
 
 Writes into WORKDIR/export, for each mode, MODEL_MODE.tflite with its metadata inside
-and, beside it, the same as .json; and metrics.json and report.md over all files.
+and, beside it, the same as .json; and metrics.json and report.md over all files. The
+report of the run, WORKDIR/report/report.html, shows them too.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from mela_jax.errors import UserError
-from mela_jax.tflite import INPUT_DTYPES
+from mela_jax.tflite import INPUT_DTYPES, METADATA_VERSION
 
 MODES = ("float32", "float16", "weight_int8", "int8")
 MIN_CALIBRATION_IMAGES = 256
@@ -68,7 +69,10 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
 
     with run_record.exclusive(workdir):
         run = open_run(workdir, options.model, data_dir=options.data_dir)
-        return Export(run, options, output).write(modes)
+        metrics = Export(run, options, output).write(modes)
+        if output == workdir / "export":
+            _show_in_report(workdir / "report" / "report.html", metrics)
+        return metrics
 
 
 class Export:
@@ -120,6 +124,8 @@ class Export:
 
     def _write_file(self, name: str, mode: str, made: dict[str, Any]) -> dict[str, Any]:
         """Write one file with its metadata; return its entry in metrics.json."""
+        import numpy as np
+
         from export import measure, metadata
         from mela_jax.atomic import write_atomically
         from mela_jax.tflite import PhoneModel, add_metadata
@@ -137,8 +143,12 @@ class Export:
         content = add_metadata(made["content"], described)
         # What is shipped must answer as what was measured.
         few = run.pixels("test")[:8]
-        _, probabilities = PhoneModel(content, source=name).score(few)
-        if list(probabilities) != list(made["answers"]["test"].predictions.score[:8]):
+        logits, probabilities = PhoneModel(content, source=name).score(few)
+        measured = made["answers"]["test"]
+        difference = np.abs(probabilities - measured.predictions.score[:8]).max()
+        # In a float16 file the calibration's own two numbers are in half precision.
+        allowed = 1e-3 if made["recipe"] == "float16" else 1e-5
+        if list(logits) != list(measured.logits[:8]) or difference > allowed:
             raise RuntimeError(f"{name} answers differently with its metadata inside")
         identity = {
             "file": name,
@@ -155,6 +165,7 @@ class Export:
             "model": run.name,
             "network": run.description["model"],
             "mode": mode,
+            "metadata_version": described["version"],
             "recipe": made["recipe"],
             "attempts": made["attempts"],
             "quantization_calibration": made["calibration"],
@@ -202,7 +213,7 @@ class Export:
         }
         ways: list[tuple[str, Callable[[], bytes]]] = [
             (r.name, lambda r=r: quantize.quantize_int8(self._float32, ranges, r))
-            for r in quantize.INT8_RECIPES
+            for r in quantize.int8_recipes(run.network)
         ]
         ways += [
             ("weight_int8", self._weight_int8),
@@ -247,6 +258,7 @@ class Export:
             input_dtype=self._options.input,
             activation_map=self._activation_map,
             float16=float16,
+            calibration=(self._run.calibration.a, self._run.calibration.b),
         )
 
     def _check_float32(self) -> None:
@@ -267,6 +279,19 @@ class Export:
             )
 
 
+def _show_in_report(path: Path, metrics: dict[str, Any]) -> None:
+    """Put the table of the files into the run's report."""
+    from export import table
+    from mela_jax.atomic import write_atomically
+
+    page = path.read_text(encoding="utf-8") if path.exists() else ""
+    page = table.show_in(page, metrics)
+    if page is None:
+        _say(f"{path} is absent or older, and does not show the files; see report.md")
+    else:
+        write_atomically(path, page.encode())
+
+
 def _modes(text: str) -> list[str]:
     modes = [mode for mode in text.split(",") if mode]
     unknown = [mode for mode in modes if mode not in MODES]
@@ -281,6 +306,8 @@ def _modes(text: str) -> list[str]:
 def _earlier_files(output: Path) -> dict[str, Any]:
     """Return metrics.json of earlier exports, without files that are gone or changed.
 
+    Nor are there files of an older mela_jax, whose metadata `predict` would refuse.
+
     Raises:
       UserError: it is damaged.
     """
@@ -293,7 +320,8 @@ def _earlier_files(output: Path) -> dict[str, Any]:
             "files": {
                 name: entry
                 for name, entry in files.items()
-                if (output / name).is_file()
+                if entry.get("metadata_version") == METADATA_VERSION
+                and (output / name).is_file()
                 and hashlib.sha256((output / name).read_bytes()).hexdigest()
                 == entry["sha256"]
             }

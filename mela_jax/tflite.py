@@ -15,13 +15,14 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
+from scipy.special import expit
 
 from mela_jax.errors import UserError
 
 # Name of the buffer that holds the metadata, a JSON object in UTF-8.
 METADATA_NAME = "mela_jax"
 # Raised whenever a reader of the old metadata would misunderstand the new.
-METADATA_VERSION = 1
+METADATA_VERSION = 2
 
 SIGNATURE = "serving_default"
 INPUT, LOGIT, PROBABILITY, ACTIVATION_MAP = (
@@ -159,6 +160,22 @@ class _AlignedBuffer(schema.BufferT):
         return schema.BufferEnd(builder)
 
 
+def to_probability(
+    logits: npt.NDArray[np.float64], calibration: Mapping[str, Any]
+) -> npt.NDArray[np.float64]:
+    """Return P(melanoma), float64 [B], of the logits of a model file.
+
+    A file's own output "probability" is the same in float32, in which high
+    probabilities tie: all of a logit above 17 are exactly 1. What is measured and
+    decided on is this one.
+
+    Args:
+        logits: float64 [B], holding the float32 values of the file.
+        calibration: "calibration" of the metadata: slope "a" and intercept "b".
+    """
+    return expit(calibration["a"] * logits + calibration["b"])
+
+
 class PhoneModel:
     """A model of this project, ready to run on one image at a time.
 
@@ -291,7 +308,10 @@ class Scorer:
 
     def score(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         """Return P(melanoma), float64 [B], for RGB images, uint8 [B, S, S, 3]."""
-        return self._model.score(images)[1]
+        logits, probabilities = self._model.score(images)
+        if self._metadata:
+            return to_probability(logits, self._metadata["calibration"])
+        return probabilities
 
     def _unknown(self, what: str) -> str:
         return (

@@ -74,6 +74,13 @@ def exported(job: Job, finished: Path) -> Path:
     """Return the export of all modes of a finished run. Tests must not change it."""
     workdir = job.root / "exported"
     shutil.copytree(finished, workdir)
-    done = job.run_module("export.to_tflite", f"--workdir={workdir}")
+    # The network is hardly trained: whether its int8 file is within the tolerance, and
+    # so which recipe it takes, would be a matter of rounding.
+    done = job.run_module(
+        "export.to_tflite",
+        f"--workdir={workdir}",
+        "--max_auc_loss=2",
+        "--max_specificity_loss=2",
+    )
     assert done.returncode == 0, done.stderr
     return workdir / "export"

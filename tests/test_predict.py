@@ -394,7 +394,7 @@ def test_a_phone_file_is_scored_by_its_own_operating_point(exported, tmp_path, c
     """And decides, image for image, as metrics.json of the export counted."""
     images = exported.parent.parent / "phantom"
     rows = {}
-    for mode in ("float32", "int8"):
+    for mode in ("float32", "float16", "weight_int8", "int8"):
         output = tmp_path / f"{mode}.csv"
         model = exported / f"student_{mode}.tflite"
         assert run(f"--model={model}", f"--images={images}", f"--output={output}") == 0
@@ -405,14 +405,21 @@ def test_a_phone_file_is_scored_by_its_own_operating_point(exported, tmp_path, c
     for mode, found in rows.items():
         for split in ("val", "test"):
             figures = files[f"student_{mode}.tflite"][split]["operating_point"]
-            counted = {"tp": 0, "fp": 0, "tn": 0, "fn": 0}
+            decided = {"tp": set(), "fp": set(), "tn": set(), "fn": set()}
             for row in (row for row in table if row["split"] == split):
                 scored = found[row["image_id"]]
                 assert float(scored["threshold"]) == figures["threshold"]
                 flagged = scored["decision"] == "flagged"
-                melanoma = row["label"] == "1"
-                counted[("t" if flagged == melanoma else "f") + "np"[flagged]] += 1
-            assert counted == figures["confusion"]
+                kind = ("t" if flagged == (row["label"] == "1") else "f") + "np"[
+                    flagged
+                ]
+                decided[kind].add(row["image_id"])
+            counts = {kind: len(images) for kind, images in decided.items()}
+            assert counts == figures["confusion"]
+        # metrics.json names the wrong ones of the test set, which came last.
+        wrong = files[f"student_{mode}.tflite"]["test"]
+        assert decided["fn"] == {image["image_id"] for image in wrong["missed"]}
+        assert decided["fp"] == {image["image_id"] for image in wrong["false_alarms"]}
 
 
 def test_a_phone_file_without_metadata_asks_for_threshold_and_crop(

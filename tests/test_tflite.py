@@ -16,6 +16,7 @@ from mela_jax.errors import UserError
 METADATA = {
     "version": tflite.METADATA_VERSION,
     "input": {"crop": "pad"},
+    "calibration": {"a": 0.5, "b": -1.0},
     "operating_point": {"threshold": 0.125},
     "note": "ärztlich",
 }
@@ -122,7 +123,15 @@ def test_scores_are_those_of_a_plain_interpreter(int8):
         answer = runner(image=image[None].astype(np.float32))
         assert logits[i] == answer["logit"][0]
         assert probabilities[i] == answer["probability"][0]
-    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    calibration = tflite.read_metadata(int8)["calibration"]
+    expected = tflite.to_probability(logits, calibration)
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-6)
+
+
+def test_high_probabilities_do_not_tie():
+    logits = np.arange(17, 30, 0.5)
+    assert len(set((1 / (1 + np.exp(-logits))).astype(np.float32))) == 1
+    assert len(set(tflite.to_probability(logits, {"a": 1.0, "b": 0.0}))) == len(logits)
 
 
 def test_a_model_of_another_kind_is_refused(foreign):
@@ -134,8 +143,9 @@ def test_the_scorer_knows_its_crop_and_threshold(tmp_path, int8):
     path = save(tmp_path / "m.tflite", tflite.add_metadata(int8, METADATA))
     scorer = tflite.Scorer(path, crop=None)
     assert (scorer.crop, scorer.threshold, scorer.image_size) == ("pad", 0.125, 32)
-    expected = tflite.PhoneModel(int8, source="m").score(images(3))[1]
-    np.testing.assert_array_equal(scorer.score(images(3)), expected)
+    logits = tflite.PhoneModel(int8, source="m").score(images(3))[0]
+    expected = 1 / (1 + np.exp(1.0 - 0.5 * logits))
+    np.testing.assert_allclose(scorer.score(images(3)), expected, rtol=1e-14)
     assert tflite.Scorer(path, crop="pad").crop == "pad"
     with pytest.raises(UserError, match="--crop=center: .* crop pad"):
         tflite.Scorer(path, crop="center")
@@ -147,7 +157,10 @@ def test_without_metadata_the_scorer_asks_for_what_it_lacks(tmp_path, int8):
         _ = tflite.Scorer(path, crop="center").threshold
     with pytest.raises(UserError, match="--crop"):
         _ = tflite.Scorer(path, crop=None).crop
-    assert tflite.Scorer(path, crop="center").crop == "center"
+    scorer = tflite.Scorer(path, crop="center")
+    assert scorer.crop == "center"
+    probabilities = tflite.PhoneModel(int8, source="m").score(images(2))[1]
+    np.testing.assert_array_equal(scorer.score(images(2)), probabilities)
 
 
 def test_it_brings_in_neither_jax_nor_tensorflow(tmp_path, int8):

@@ -11,8 +11,9 @@ passes as if it were not (the straight-through estimator).
   rounding the folded kernel are the same thing, whatever the statistics.
 - **Activations**: asymmetric, one scale per tensor, over the range of the batch, as the
   export calibrates by the smallest and largest value. A ReLU is part of the convolution
-  before it, so that only what it lets through is rounded. Hard-swish is one float
-  operation between two rounded tensors.
+  before it, so that only what it lets through is rounded, and so are the two ends of a
+  squeeze-and-excite gate. Hard-swish is one float operation between two rounded
+  tensors. What `eight_bits.float_parts` names is left alone.
 
 No state is added: the variables of the network are those without fake quantization.
 """
@@ -26,10 +27,9 @@ import jax.numpy as jnp
 
 from mela_jax.models import efficientnet_lite, mobilenet_v3
 from mela_jax.models.convolution import DepthwiseConv, PointwiseConv
+from mela_jax.models.eight_bits import float_parts
+from mela_jax.models.head import Classifier, Head
 from mela_jax.models.normalization import BatchNorm
-
-# What an int8 file keeps in float: the stem, the first block and the head.
-FLOAT_PARTS = ("stem_conv", "stem_bn", "block_00", "head")
 
 _CONVOLUTIONS = (nn.Conv, PointwiseConv, DepthwiseConv)
 # int8 without -128, so that the scale is symmetric.
@@ -73,10 +73,28 @@ def make_fake_quantized(network: nn.Module) -> Callable[..., Any]:
     Returns:
       A function with the arguments and results of `network.apply`.
     """
+    kept = float_parts(network)
+
+    def intercept(
+        method: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        module = context.module
+        if context.method_name != "__call__":
+            return method(*args, **kwargs)
+        is_float = "/".join(module.path).startswith(kept)
+        if _comes_rounded(module) or (
+            isinstance(module, _CONVOLUTIONS) and not is_float
+        ):
+            args = (fake_quantize_activations(args[0]), *args[1:])
+        result = method(*args, **kwargs)
+        return result if is_float else _round_result(module, result)
 
     def apply(variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        rounded = {**variables, "params": _round_kernels(variables["params"])}
-        with nn.intercept_methods(_intercept):
+        rounded = {**variables, "params": _round_kernels(variables["params"], kept)}
+        with nn.intercept_methods(intercept):
             return network.apply(rounded, *args, **kwargs)
 
     return apply
@@ -87,40 +105,53 @@ def _straight_through(x: jax.Array, rounded: jax.Array) -> jax.Array:
     return x + jax.lax.stop_gradient(rounded - x)
 
 
-def _round_kernels(params: Mapping[str, Any]) -> Any:
+def _round_kernels(params: Mapping[str, Any], kept: tuple[str, ...]) -> Any:
     """Round the kernels of every convolution that an int8 file has in eight bits."""
 
     def rounded(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        names = [entry.key for entry in path]
-        if names[-1] != "kernel" or set(FLOAT_PARTS) & set(names):
+        name = "/".join(entry.key for entry in path)
+        if not name.endswith("/kernel") or name.startswith(kept):
             return leaf
         return fake_quantize_weights(leaf)
 
     return jax.tree_util.tree_map_with_path(rounded, params)
 
 
-def _intercept(
-    method: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: nn.module.InterceptorContext,
-) -> Any:
-    """Round what enters a convolution, and what leaves one without a ReLU after it."""
-    module = context.module
-    if context.method_name != "__call__" or set(FLOAT_PARTS) & set(module.path):
-        return method(*args, **kwargs)
-    if isinstance(module, _CONVOLUTIONS):
-        return method(fake_quantize_activations(args[0]), *args[1:], **kwargs)
-    result = method(*args, **kwargs)
+def _comes_rounded(module: nn.Module) -> bool:
+    """Say whether what a module takes lies in eight bits, convolutions apart.
+
+    It does where another operation than a convolution takes it too: the addition at the
+    end of a block, the gating and the pooling after a ReLU.
+    """
+    if isinstance(
+        module, mobilenet_v3.InvertedResidual | efficientnet_lite.InvertedResidual
+    ):
+        return module.name != "block_00"
+    parent = module.parent
+    if isinstance(parent, mobilenet_v3.InvertedResidual):
+        is_gate = isinstance(module, mobilenet_v3.SqueezeExcite)
+        return is_gate and parent.name != "block_00" and not parent.block.hard_swish
+    if isinstance(module, Head) and isinstance(parent, Classifier):
+        return isinstance(parent.body, efficientnet_lite.EfficientNetLite)
+    return False
+
+
+def _round_result(module: nn.Module, result: Any) -> Any:
+    """Round what leaves a convolution in eight bits and enters no other one."""
     if isinstance(module, BatchNorm) and not _relu_follows(module):
         return fake_quantize_activations(result)
+    if module.name == "expand" and isinstance(
+        module.parent, mobilenet_v3.SqueezeExcite
+    ):
+        # relu6(x + 3) of the gate is part of this convolution.
+        return fake_quantize_activations(jax.nn.relu6(result + 3.0)) - 3.0
     return result
 
 
 def _relu_follows(norm: BatchNorm) -> bool:
     """Say whether a batch norm's output goes into a ReLU.
 
-    Such an output is rounded where it enters the next convolution, after the ReLU.
+    Such an output is rounded after the ReLU, where it is taken.
     """
     if norm.name == "project_bn":
         return False

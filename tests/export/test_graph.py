@@ -9,9 +9,11 @@ from scipy.special import expit
 
 from export import graph
 from mela_jax.errors import UserError
+from mela_jax.models.pretrained import load_pretrained
 from mela_jax.models.zoo import create_model
 from mela_jax.tflite import PhoneModel
 from tests import tiny
+from tests.models.networks import photographs
 
 SIZE = tiny.IMAGE_SIZE
 
@@ -119,3 +121,24 @@ def test_a_converter_that_refuses_is_one_short_line(network, variables, monkeypa
     ) as e:
         convert(network, variables)
     assert len(str(e.value)) < 500
+
+
+def test_real_images_give_the_logits_of_the_network(shared):
+    file = shared / "weights" / "efficientnet_lite0_imagenet.npz"
+    if not file.is_file():
+        pytest.skip(f"no pretrained weights: {file} is absent")
+    network = create_model("efficientnet_lite0")
+    blank = jax.jit(lambda k: network.init(k, np.zeros((1, 64, 64, 3)), train=False))
+    variables = load_pretrained(
+        "efficientnet_lite0", blank(jax.random.key(0)), init=file
+    )
+    pictures = photographs(shared, 64, num=200)
+    assert len(pictures) == 200
+    expected = jax.jit(lambda v, x: network.apply(v, x, train=False).logits)(
+        variables, pictures
+    )
+    options = {"image_size": 64, "input_dtype": "float32", "activation_map": False}
+    model = PhoneModel(graph.convert(network, variables, **options), source="m")
+    found, _ = model.score(pictures.astype(np.uint8))
+    assert np.std(expected) > 0.1  # or the bound would say nothing
+    assert np.abs(found - expected).max() <= 1e-4

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from export import measure
 from mela_jax.evaluation.scores import Predictions
+from mela_jax.tflite import to_probability
 
 
 def answers(labels, scores) -> measure.Answers:
@@ -35,6 +38,30 @@ def test_flips_are_counted_by_what_they_do():
     difference = after.logits - before.logits
     assert found["logit_max"] == np.abs(difference).max()
     assert found["logit_rmse"] == pytest.approx(np.std(difference, mean=0.0))
+
+
+@given(
+    st.floats(-60, 60, width=32),
+    st.floats(0.05, 4),
+    st.floats(-3, 3),
+    st.integers(-3, 3),
+)
+def test_comparing_the_logit_decides_as_comparing_the_probability(
+    logit, slope, intercept, steps
+):
+    calibration = {"a": slope, "b": intercept}
+    threshold = float(to_probability(np.float64(logit), calibration))
+    found = measure.logit_threshold(threshold, calibration)
+    assert found == np.float32(found) and found <= logit
+    # Around both: the floats next to them, and a way off.
+    for centre in (logit, found):
+        near = np.float32(centre)
+        for _ in range(abs(steps)):
+            near = np.nextafter(near, np.float32(np.sign(steps) * np.inf))
+        for other in (float(near), centre + 0.01 * steps, centre + 5.0 * steps):
+            other = float(np.float32(other))
+            probability = to_probability(np.float64(other), calibration)
+            assert (probability >= threshold) == (other >= found)
 
 
 @pytest.mark.parametrize(

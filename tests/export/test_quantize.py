@@ -1,7 +1,5 @@
 """Quantized files: what they are calibrated with and what stays float in them."""
 
-import json
-
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
@@ -70,9 +68,5 @@ def test_quantized_files_are_smaller(exported):
         for mode in ("float32", "float16", "weight_int8", "int8")
     }
     assert size["float16"] < 0.56 * size["float32"]
-    # The network is hardly trained: it may take the recipe that keeps more in float.
-    files = json.loads((exported / "metrics.json").read_text())["files"]
-    share = {"int8": 0.4, "int8_more_float": 0.75}
-    recipe = files["student_int8.tflite"]["recipe"]
-    assert size["int8"] < share[recipe] * size["float32"]
+    assert size["int8"] < 0.4 * size["float32"]
     assert size["weight_int8"] < 0.4 * size["float32"]

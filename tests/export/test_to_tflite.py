@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from export import to_tflite
+from export import table, to_tflite
 from export.finished import open_run
 from mela_jax.data.image_io import load_square
 from mela_jax.errors import UserError
+from mela_jax.evaluation.calibration import read_calibration
 from mela_jax.tflite import PhoneModel, read_metadata
 from tests.job import Job
 from tests.test_main_job import read_json, read_table
@@ -37,7 +40,13 @@ def answers(job: Job, exported: Path):
         images = np.stack(
             [load_square(paths[r["image_id"]], size=32, crop="center") for r in rows]
         )
-        logits, scores = model.score(images)
+        logits, probabilities = model.score(images)
+        calibration = read_calibration(exported.parent / "student" / "calibration.json")
+        assert calibration.method == "platt"
+        scores = calibration.probability(logits)
+        # What the file itself answers is this in float32; float16 rounds a and b, too.
+        allowed = 1e-3 if "float16" in name else 1e-6
+        np.testing.assert_allclose(probabilities, scores, rtol=0, atol=allowed)
         return np.array([int(row["label"]) for row in rows]), logits, scores
 
     return score
@@ -61,6 +70,11 @@ def test_all_modes_are_written_with_what_they_are(exported, files):
             point["test"]["specificity"]
             == (entry["test"]["operating_point"]["specificity"])
         )
+        fitted = read_calibration(exported.parent / "student" / "calibration.json")
+        for key in ("method", "a", "b"):
+            assert inside["calibration"][key] == getattr(fitted, key)
+            assert entry["calibration"][key] == getattr(fitted, key)
+        assert "fitted to the float model" in inside["calibration"]["means"]
         assert inside["labels"] == ["not_melanoma", "melanoma"]
         assert inside["input"]["crop"] == "center"
         assert inside["training_data"]["made_up"] is True
@@ -70,7 +84,7 @@ def test_all_modes_are_written_with_what_they_are(exported, files):
         assert "not a diagnosis" in inside["not_a_diagnosis"].lower()
 
 
-def test_the_figures_are_those_of_the_file(files, answers):
+def test_the_figures_are_those_of_the_file(exported, files, answers):
     for name, entry in files.items():
         labels, _, scores = answers(name, "val")
         threshold = entry["val"]["operating_point"]["threshold"]
@@ -78,10 +92,14 @@ def test_the_figures_are_those_of_the_file(files, answers):
         melanomas = scores[labels == 1]
         assert threshold == max(t for t in scores if np.mean(melanomas >= t) >= 0.95)
         for split in ("val", "test"):
-            labels, _, scores = answers(name, split)
+            labels, logits, scores = answers(name, split)
             counts = entry[split]["operating_point"]["confusion"]
             (tn, fp), (fn, tp) = confusion_matrix(labels, scores >= threshold)
             assert counts == {"tp": tp, "fp": fp, "tn": tn, "fn": fn}
+            point = read_metadata((exported / name).read_bytes())["operating_point"]
+            np.testing.assert_array_equal(
+                logits >= point["logit_threshold"], scores >= threshold
+            )
             auc = roc_auc_score(labels, scores)
             assert entry[split]["roc_auc"]["value"] == pytest.approx(auc)
 
@@ -104,9 +122,11 @@ def test_the_float_file_is_the_network_and_int8_is_near(exported, files, answers
             flips = np.sum((before >= threshold) != (scores >= own))
             assert against["flips"]["all"] == flips
             kept = against["at_float_threshold"]
-            assert kept["sensitivity"] == np.mean(scores[labels == 1] >= threshold)
+            # Which is on the score without calibration.
+            plain = expit(logits)
+            assert kept["sensitivity"] == np.mean(plain[labels == 1] >= threshold)
             assert kept["flips"]["all"] == np.sum(
-                (before >= threshold) != (scores >= threshold)
+                (before >= threshold) != (plain >= threshold)
             )
 
 
@@ -115,12 +135,51 @@ def test_the_report_names_every_file(exported, files):
     assert "MADE-UP LESIONS" in text and "not a diagnosis" in text
     for name in files:
         assert f"| {name} |" in text
-    assert "calibrated on" in text
+    assert "8-bit ranges from" in text and "platt, fitted to the float model" in text
+
+
+def test_the_report_of_the_run_shows_the_files(exported, files):
+    page = (exported.parent / "report" / "report.html").read_text()
+    before, shown, after = re.split("<!-- (?:end of )?exported files -->", page)
+    assert before.startswith("<!doctype html>") and "MADE-UP LESIONS" in shown
+    for name, entry in files.items():
+        point = entry["test"]["operating_point"]
+        assert f"<tr><td>{name}</td><td>{entry['bytes'] / 1e6:.2f}</td>" in shown
+        assert f"<td>{point['threshold']:.4g}</td>" in shown
+        assert f"<td>{100 * point['specificity']['value']:.1f} % (" in shown
+    # A later export takes the place of this one; an older report has no place.
+    assert table.show_in(page, {"files": files}) == page
+    assert table.show_in(before + after, {"files": files}) is None
 
 
 @pytest.fixture(scope="module")
 def run(exported):
     return open_run(exported.parent, "baseline", data_dir=None)
+
+
+def test_without_a_calibration_the_probability_is_the_score(exported, tmp_path):
+    workdir = tmp_path / "older"
+    ignore = shutil.ignore_patterns("export", "checkpoints", "scalars", "teacher")
+    shutil.copytree(exported.parent, workdir, ignore=ignore)
+    (workdir / "student" / "calibration.json").unlink()
+    older = open_run(workdir, "student", data_dir=None)
+    options = options_for(workdir, "--model=student")
+    metrics = to_tflite.Export(older, options, tmp_path).write(["float32"])
+    entry = metrics["files"]["student_float32.tflite"]
+    assert entry["calibration"]["method"] == "none"
+    assert entry["val"]["operating_point"]["threshold"] == pytest.approx(
+        entry["float_threshold"], rel=1e-4
+    )
+    content = (tmp_path / "student_float32.tflite").read_bytes()
+    assert "not calibrated" in read_metadata(content)["calibration"]["means"]
+    calibrated = (exported / "student_float32.tflite").read_bytes()
+    pixels = older.pixels("test")[:4]
+    plain, before = (
+        PhoneModel(c, source="m").score(pixels) for c in (content, calibrated)
+    )
+    np.testing.assert_array_equal(plain[0], before[0])
+    np.testing.assert_allclose(plain[1], expit(plain[0]), rtol=0, atol=1e-6)
+    assert np.abs(plain[1] - before[1]).max() > 1e-3
 
 
 def options_for(workdir: Path, *arguments: str):
@@ -236,6 +295,12 @@ def test_workdirs_that_cannot_be_exported_are_refused(
     (moved / "config.json").write_text(json.dumps(config))
     line = refusal(capsys, f"--workdir={moved}")
     assert "not the images that" in line and "--data_dir" in line
+
+    stale = copy("stale")
+    path = stale / "student" / "calibration.json"
+    path.write_text(json.dumps(read_json(path) | {"threshold": 0.5}))
+    line = refusal(capsys, f"--workdir={stale}")
+    assert "calibration.json: was fitted beside the threshold 0.5" in line
 
     few = refusal(capsys, f"--workdir={damaged}", "--calibration_images=255")
     assert "256 or more" in few
