@@ -190,6 +190,52 @@ def auc_interval(
     return {"value": area, "low": max(area - half, 0.0), "high": min(area + half, 1.0)}
 
 
+def macro_auc_interval(
+    truth: npt.NDArray[np.int64],
+    scores: FloatArray,
+    lesion_ids: Sequence[str] | None = None,
+) -> Interval:
+    """Return the mean of the classes' one-against-the-rest areas with its interval.
+
+    Each class has DeLong's structural components; what they move the mean by is summed
+    image by image, and over the images of a lesion, and the sums of squares make the
+    variance (the same linearisation as DeLong's and Obuchowski's, which for two classes
+    with complementary scores it equals where no lesion repeats). With one unit in a
+    class the interval is [0, 1]: nothing is known.
+
+    Args:
+        truth: int64 [N], index of the true class; every class occurs.
+        scores: float64 [N, K].
+        lesion_ids: N names; None takes every image as independent.
+    """
+    lesion = _lesions(lesion_ids)
+    units = np.arange(truth.size) if lesion is None else lesion
+    num_classes = scores.shape[1]
+    areas = np.empty(num_classes)
+    moved = np.zeros(truth.size)
+    enough = True
+    for k in range(num_classes):
+        label = (truth == k).astype(np.int64)
+        parts = _components(label, [scores[:, k]])
+        areas[k] = parts.area[0]
+        enough = enough and _enough(label, lesion)
+        for side, part in ((1, parts.positive[0]), (0, parts.negative[0])):
+            held = label == side
+            groups = len(np.unique(units[held]))
+            scale = np.sqrt(groups / max(groups - 1, 1)) / held.sum()
+            moved[held] += (part - areas[k]) * scale / num_classes
+    value = float(areas.mean())
+    if not enough:
+        return {"value": value, "low": 0.0, "high": 1.0}
+    by_lesion = np.bincount(np.unique(units, return_inverse=True)[1], moved)
+    half = _Z * float(np.sqrt(np.sum(by_lesion**2)))
+    return {
+        "value": value,
+        "low": max(value - half, 0.0),
+        "high": min(value + half, 1.0),
+    }
+
+
 def auc_difference(
     labels: npt.ArrayLike,
     scores_a: npt.ArrayLike,

@@ -1,6 +1,7 @@
 """Scores in the CSV formats of the ISIC challenges.
 
-- 2018 and 2019: ``image,MEL,NV,BCC,...``, a confidence in [0, 1] for each diagnosis;
+- 2018 and 2019: ``image,MEL,NV,BCC,...``, a confidence in [0, 1] for each diagnosis
+  (see `classes`);
 - 2020: ``image_name,target``, P(melanoma);
 - 2017: ``image_id,melanoma,seborrheic_keratosis``;
 - 2016: two columns without a header, image and P(malignant).
@@ -18,7 +19,20 @@ import numpy as np
 
 from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
-from mela_jax.evaluation.scores import REQUIRED, Predictions, read_predictions
+from mela_jax.evaluation.classes import (
+    MELANOMA,
+    ClassScores,
+    class_scores,
+    find_melanoma,
+    read_table,
+    true_classes,
+)
+from mela_jax.evaluation.scores import (
+    DETAILS,
+    REQUIRED,
+    Predictions,
+    read_predictions,
+)
 
 # First column -> the column that is melanoma.
 _MELANOMA = {"image": "MEL", "image_name": "target", "image_id": "melanoma"}
@@ -30,29 +44,29 @@ _HELP = (
 
 
 def read_scores(
-    path: str | os.PathLike[str], truth: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    truth: str | os.PathLike[str] | None = None,
+    *,
+    melanoma_only: bool = False,
 ) -> Predictions:
-    """Read scores of this project's form or, with a ground truth, of ISIC's.
+    """Read scores of this project's form, of ISIC's, or of every diagnosis.
 
     Args:
         path: the scores.
-        truth: ISIC ground truth of the same images; None where `path` has labels.
+        truth: ground truth of the same images; None where `path` has it.
+        melanoma_only: leave out the scores of other diagnoses than melanoma.
 
     Raises:
         UserError: a file is absent or of no known form, a value is out of range, or
             images have scores and no truth, or the reverse.
     """
+    found = _read_class_scores(path, truth, melanoma_only=melanoma_only)
+    if found is not None:
+        return found
     if truth is None:
         return read_predictions(path)
     scores, labels = read_isic(path), read_isic(truth)
-    if set(scores) != set(labels):
-        example = min(set(scores) ^ set(labels))
-        raise UserError(
-            f"{path} and {truth} do not name the same images: "
-            f"{len(set(scores) - set(labels))} have a score only, "
-            f"{len(set(labels) - set(scores))} a label only ({example}); score all "
-            "images of the ground truth and no others"
-        )
+    _refuse_other_images(path, truth, set(scores), set(labels))
     for image_id, label in labels.items():
         if label not in (0.0, 1.0):
             raise UserError(f"{truth}: {image_id} has the label {label}, not 0 or 1")
@@ -62,6 +76,75 @@ def read_scores(
         label=np.asarray([int(labels[image_id]) for image_id in scores]),
         score=np.asarray(list(scores.values())),
     )
+
+
+def _read_class_scores(
+    path: str | os.PathLike[str],
+    truth: str | os.PathLike[str] | None,
+    *,
+    melanoma_only: bool,
+) -> Predictions | None:
+    """Read scores of every diagnosis; None where the files hold no such thing."""
+    table = read_table(path)
+    if table is None or not table.holds_classes:
+        return None
+    answers = table if truth is None else read_table(truth)
+    if truth is None and table.truth_column is None:
+        raise UserError(
+            f"{path}: scores of {', '.join(table.classes)}, and no column dx or label "
+            "that names each image's class; add one, or give the ground truth"
+        )
+    if answers is None or (
+        answers.truth_column is None and (melanoma_only or not answers.holds_classes)
+    ):
+        return None
+    if truth is not None:
+        _refuse_other_images(path, truth, set(table.rows), set(answers.rows))
+    if not table.rows:
+        raise UserError(f"{path}: no rows below the header")
+    names = table.classes
+    melanoma = find_melanoma(names)
+    image_ids = list(table.rows)
+    of_image = dict(zip(answers.rows, true_classes(answers, names), strict=True))
+    classes = [of_image[image_id] for image_id in image_ids]
+    details = {"dx": [name.lower() for name in classes]}
+    lesions = image_ids
+    for source in (table, answers):
+        held = [source.rows[image_id] for image_id in image_ids]
+        for name in set(DETAILS) & set(source.columns) - {"dx"}:
+            details[name] = [row[name] for row in held]
+        if "lesion_id" in source.columns:
+            lesions = [row["lesion_id"] for row in held]
+    kept = (names[melanoma],) if melanoma_only else names
+    scores = class_scores(table, kept)
+    truths = np.asarray([names.index(name) for name in classes])
+    try:
+        return Predictions(
+            image_ids,
+            lesions,
+            (truths == melanoma).astype(np.int64),
+            scores[:, kept.index(names[melanoma])],
+            details,
+            None if melanoma_only else ClassScores(names, truths, scores),
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _refuse_other_images(
+    path: str | os.PathLike[str],
+    truth: str | os.PathLike[str],
+    scored: set[str],
+    labelled: set[str],
+) -> None:
+    """Refuse scores and ground truth that do not name the same images."""
+    if scored != labelled:
+        raise UserError(
+            f"{path} and {truth} do not name the same images: "
+            f"{len(scored - labelled)} have a score only, "
+            f"{len(labelled - scored)} a label only ({min(scored ^ labelled)}); score "
+            "all images of the ground truth and no others"
+        )
 
 
 def read_isic(path: str | os.PathLike[str]) -> dict[str, float]:
@@ -86,6 +169,8 @@ def read_isic(path: str | os.PathLike[str]) -> dict[str, float]:
     first = 1
     if header[0] in _MELANOMA:
         wanted = _MELANOMA[header[0]]
+        if wanted not in header:
+            wanted = next((c for c in header if c.lower() in MELANOMA), wanted)
         if wanted not in header:
             raise UserError(f"{path}: no column {wanted}; {_HELP}")
         column = header.index(wanted)

@@ -20,7 +20,9 @@ from mela_jax.evaluation.calibration import (
     calibration_figures,
     fit_calibration,
 )
+from mela_jax.evaluation.classes import require_every_class
 from mela_jax.evaluation.intervals import FloatArray, auc_interval, wilson
+from mela_jax.evaluation.multiclass import ask_classes, class_figures
 from mela_jax.evaluation.operating_point import (
     POLICIES,
     Confusion,
@@ -146,11 +148,14 @@ def evaluate_model(
         where it is undefined (nobody flagged: PPV).
 
     Raises:
-        UserError: a split with one class only, an image or a lesion in both splits, or
-            a guarantee that is asked for and cannot be given.
+        UserError: a split with one class only, an image or a lesion in both splits,
+            a diagnosis that was scored and that no test image has, or a guarantee that
+            is asked for and cannot be given.
     """
     require_both_classes(val.label, "val")
     require_both_classes(test.label, "test")
+    if test.classes is not None:
+        require_every_class(test.classes, "test")
     refuse_shared(val, test)
     guarantee, by_image = (
         guarantee_threshold(
@@ -239,6 +244,7 @@ def _measure(
     }
     flagged = split.score >= threshold
     groups = ask_groups(split, flagged, rates) if whole else []
+    classes = ask_classes(split.classes, rates) if whole and split.classes else None
     calibrated = calibrate(calibration, split.score) if calibration else None
     probabilities = {"score": split.score, "calibrated": calibrated}
     columns = [rates.columns]
@@ -302,6 +308,7 @@ def _measure(
         else _decision_curve(split, drawn, curve),
         "subgroups": [group_figures(split, group, rates, drawn) for group in groups],
         "false_alarms_by_dx": false_alarms_by_diagnosis(split, flagged),
+        "multiclass": class_figures(split, classes, rates, drawn) if classes else None,
         "missed": _images(split, melanoma & ~flagged, highest_first=False),
         "false_alarms": _images(split, ~melanoma & flagged, highest_first=True),
     }

@@ -33,12 +33,15 @@ BY = {
     "source": "Image source",
 }
 DIAGNOSES = {
+    "ak": "actinic keratosis",
     "akiec": "actinic keratosis or Bowen's disease",
     "bcc": "basal cell carcinoma",
     "bkl": "benign keratosis",
     "df": "dermatofibroma",
     "mel": "melanoma",
     "nv": "nevus (mole)",
+    "scc": "squamous cell carcinoma",
+    "unk": "none of the others",
     "vasc": "vascular lesion",
     "histo": "histopathology-confirmed only",
     "follow_up": "no change in follow-up",
@@ -46,7 +49,7 @@ DIAGNOSES = {
     "confocal": "confocal microscopy",
 }
 # Diagnoses that are cancer, or become it, though they count as "not melanoma".
-OTHER_CANCERS = ("akiec", "bcc", "scc")
+OTHER_CANCERS = ("ak", "akiec", "bcc", "scc")
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def make_environment(*packages: str) -> jinja2.Environment:
         rest=words.rest,
         amount=words.amount,
         p_value=words.p_value,
-        dx=lambda name: DIAGNOSES.get(name, name),
+        dx=lambda name: DIAGNOSES.get(name.lower(), name),
     )
     return environment
 
@@ -183,6 +186,8 @@ def render(
             guarantee=_guarantee(models[leader]),
             comparisons=list(_comparisons(metrics["comparisons"], models)),
             groups=_groups(test["subgroups"]),
+            class_models=[n for n, m in models.items() if m["test"]["multiclass"]],
+            argmax=_argmax(test["multiclass"]),
             rate_names=RATES,
             by_names=BY,
             other_cancers=OTHER_CANCERS,
@@ -294,6 +299,15 @@ def _comparisons(
             "rows": rows,
             "trade": signs[0] * signs[1] < 0,
         }
+
+
+def _argmax(multiclass: Mapping[str, Any] | None) -> dict[str, int] | None:
+    """Return how many melanomas the highest score calls melanoma."""
+    if multiclass is None:
+        return None
+    at = multiclass["classes"].index(multiclass["melanoma"])
+    row = multiclass["confusion"][at]
+    return {"found": row[at], "n": sum(row)}
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Plots of what the scores mean in use: calibration, net benefit, subgroups."""
+"""Plots of what the scores mean in use: calibration, net benefit, groups, classes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -139,4 +139,46 @@ def draw_subgroups(
     panels[0].set_yticks(heights, [f"{r['by']}: {r['group']}" for r in rows])
     panels[0].tick_params(axis="y", labelsize="small")
     panels[0].set_ylim(-0.7, len(rows) - 0.3)
+    return figure
+
+
+def draw_confusion(multiclass: Mapping[str, Any], *, title: str) -> Figure:
+    """Draw how often each true class is decided as each class.
+
+    Shades are shares of the true class, dark for many, in one hue, so that they are
+    told apart without colours; the counts stand in the cells.
+
+    Args:
+        multiclass: of `multiclass.class_figures`.
+        title: figure title.
+    """
+    names = list(multiclass["classes"])
+    counts = np.asarray(multiclass["confusion"])
+    if multiclass["tied"]:
+        columns = [*names, "tied"]
+    else:
+        columns, counts = names, counts[:, :-1]
+    share = counts / counts.sum(axis=1, keepdims=True)
+    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    size = "medium" if len(columns) <= 8 else "small"
+    for (row, column), count in np.ndenumerate(counts):
+        dark = share[row, column] > 0.5
+        axes.text(
+            column,
+            row,
+            f"{count}",
+            ha="center",
+            va="center",
+            color="white" if dark else BLACK,
+            fontsize=size,
+        )
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("Diagnosis with the highest score")
+    axes.set_ylabel("True diagnosis")
+    axes.set_title(title)
+    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1.0))
+    bar.set_label("Share of the true diagnosis")
     return figure

@@ -62,13 +62,16 @@ class Rates:
 
         Wilson's where every image that counts shows a lesion of its own; the
         percentile bootstrap over lesions where some repeat. A rate of exactly 0 or 1
-        cannot vary under resampling: Wilson's then, with lesions for trials.
+        cannot vary under resampling: Wilson's then, with lesions for trials. Several
+        images of one single lesion tell nothing of others: low 0, high 1.
         """
         hits, n, lesions = self._counts[rate]
         if lesions == n:
             return wilson(hits, n)
         if hits in (0, n):
             return wilson(lesions if hits else 0, lesions)
+        if lesions == 1:
+            return {"value": hits / n, "low": 0.0, "high": 1.0}
         return percentile_interval(hits / n, self.replicates(rate, drawn))
 
 

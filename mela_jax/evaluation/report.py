@@ -6,8 +6,9 @@ From the command line, for any model's scores::
 
 The CSVs have the columns ``image_id,label,score`` and, where known,
 ``lesion_id,age,sex,localization,dx,dx_type,source``; or they are files of the ISIC
-challenge, with ``--val-truth`` and ``--test-truth`` beside them. The threshold is
-chosen on validation and measured on the test set.
+challenge, with ``--val-truth`` and ``--test-truth`` beside them. Files with a score of
+every diagnosis, ``image,MEL,NV,BCC,...``, get tables of all of them too. The threshold
+is chosen on validation and measured on the test set.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from mela_jax.evaluation.measure import CALIBRATIONS, Settings, evaluate_model
 from mela_jax.evaluation.operating_point import POLICIES
 from mela_jax.evaluation.page import Plot, find_leader, model_label, render
 from mela_jax.evaluation.plots_clinical import (
+    draw_confusion,
     draw_decision_curve,
     draw_reliability,
     draw_subgroups,
@@ -66,6 +68,8 @@ _CAPTIONS = {
     "decision_curve": "Net benefit of the calibrated probability: melanomas found per "
     "person, less false alarms at the odds of the threshold. A model is of use where "
     "its curve lies above both examining everybody and examining nobody.",
+    "confusion": "Images of each true diagnosis (rows) by the model's answer "
+    "(columns). Right answers lie on the diagonal.",
     "subgroups": "Dashed: whole test set. Dotted: the target. Hollow: fewer than 10.",
     "training": "Loss and validation figures by epoch. Losses of different models are "
     "different functions and cannot be compared with each other.",
@@ -231,6 +235,13 @@ def _draw(
             title,
             draw_decision_curve(test["decision_curve"], title=prefix + title),
         )
+    if test["multiclass"]:
+        title = "Confusion of diagnoses"
+        add(
+            "confusion",
+            title,
+            draw_confusion(test["multiclass"], title=prefix + title),
+        )
     if test["subgroups"]:
         title = "Sensitivity and specificity by group"
         add(
@@ -281,6 +292,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--val-truth", metavar="CSV", help="ISIC ground truth of --val")
     add("--test-truth", metavar="CSV", help="ISIC ground truth of --test")
     add(
+        "--melanoma-only",
+        action="store_true",
+        help="leave out the scores of other diagnoses than melanoma",
+    )
+    add(
         "--other-val", action="append", metavar="CSV", help="likewise, of another model"
     )
     add(
@@ -306,9 +322,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _read(paths: Sequence[str], truth: str | None, metadata: str | None) -> Predictions:
-    pooled = pool([read_scores(path, truth) for path in paths])
-    return join_details(pooled, metadata) if metadata else pooled
+def _read(
+    paths: Sequence[str], truth: str | None, options: argparse.Namespace
+) -> Predictions:
+    pooled = pool(
+        [read_scores(p, truth, melanoma_only=options.melanoma_only) for p in paths]
+    )
+    return join_details(pooled, options.metadata) if options.metadata else pooled
 
 
 def _read_about(path: str | None) -> dict[str, str]:
@@ -345,14 +365,14 @@ def _run(options: argparse.Namespace) -> None:
     about = _read_about(options.about)
     predictions = {
         "model": {
-            "val": _read(options.val, options.val_truth, options.metadata),
-            "test": _read(options.test, options.test_truth, options.metadata),
+            "val": _read(options.val, options.val_truth, options),
+            "test": _read(options.test, options.test_truth, options),
         }
     }
     if options.other_val:
         predictions["other"] = {
-            "val": _read(options.other_val, options.val_truth, options.metadata),
-            "test": _read(options.other_test, options.test_truth, options.metadata),
+            "val": _read(options.other_val, options.val_truth, options),
+            "test": _read(options.other_test, options.test_truth, options),
         }
     images = find_images(options.images) if options.images else {}
     write_report(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
+from mela_jax.evaluation.classes import ClassScores, pool_classes
 
 COLUMNS = ("image_id", "lesion_id", "label", "score")
 REQUIRED = ("image_id", "label", "score")
@@ -94,10 +95,13 @@ class Predictions:
         score: float64 [N], P(melanoma) in [0, 1].
         details: column of `DETAILS` -> N texts, "" where unknown; age in years. A
             column of which nothing is known is left out.
+        classes: scores of every diagnosis, row by row; None where only melanoma was
+            scored.
 
     Raises:
         UserError: see `check_binary`; also for columns of different lengths, an empty
             name, an image named twice, or an age that is not a number.
+        ValueError: the class scores are not those of these labels and scores.
     """
 
     image_id: list[str]
@@ -105,6 +109,7 @@ class Predictions:
     label: npt.NDArray[np.int64]
     score: npt.NDArray[np.float64]
     details: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    classes: ClassScores | None = None
 
     def __post_init__(self) -> None:
         """Check every column and settle the dtypes."""
@@ -129,6 +134,13 @@ class Predictions:
                 )
             seen.add(image_id)
         object.__setattr__(self, "details", self._checked_details())
+        if self.classes is not None:
+            melanoma = self.classes.melanoma
+            if not (
+                np.array_equal(self.classes.truth == melanoma, label == 1)
+                and np.array_equal(self.classes.score[:, melanoma], score)
+            ):
+                raise ValueError("class scores disagree with labels and scores")
 
     @property
     def num_lesions(self) -> int:
@@ -313,6 +325,7 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
             ]
             for name in names
         },
+        pool_classes([part.classes for part in parts]),
     )
 
 
@@ -371,4 +384,5 @@ def join_details(predictions: Predictions, path: str | os.PathLike[str]) -> Pred
         predictions.label,
         predictions.score,
         {**predictions.details, **details},
+        predictions.classes,
     )

@@ -1,0 +1,151 @@
+"""How well the diagnoses are told apart, where a model scores every one of them.
+
+The decision is the class with the highest score. It has no threshold, so it promises
+nothing of melanoma; the operating point does that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mela_jax.evaluation.bootstrap import Resampled, percentile_interval
+from mela_jax.evaluation.classes import TIED, ClassScores
+from mela_jax.evaluation.intervals import (
+    Interval,
+    auc_interval,
+    macro_auc_interval,
+    wilson,
+)
+from mela_jax.evaluation.rates import Rates
+from mela_jax.evaluation.scores import Predictions
+from mela_jax.evaluation.subgroups import FEW
+
+RATES = ("sensitivity", "specificity", "ppv")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Rates of the highest-score decision, by their number in `Rates`.
+
+    Attributes:
+        classes: what was scored.
+        accuracy: share of images whose class is right.
+        of_class: for each class the rates of `RATES`, it against the rest.
+    """
+
+    classes: ClassScores
+    accuracy: int
+    of_class: Sequence[dict[str, int]]
+
+
+def ask_classes(classes: ClassScores, rates: Rates) -> Asked:
+    """Ask for the rates of every class, before the bootstrap."""
+    truth, decision = classes.truth, classes.decision
+    return Asked(
+        classes,
+        rates.ask(decision == truth, among=np.ones(truth.size, dtype=bool)),
+        [
+            {
+                "sensitivity": rates.ask(decision == k, among=truth == k),
+                "specificity": rates.ask(decision != k, among=truth != k),
+                "ppv": rates.ask(truth == k, among=decision == k),
+            }
+            for k in range(len(classes.names))
+        ],
+    )
+
+
+def class_figures(
+    split: Predictions, asked: Asked, rates: Rates, drawn: Resampled
+) -> dict[str, Any]:
+    """Return the figures of all classes.
+
+    Returns:
+        "classes": names, in the order of the file; "melanoma": the one that is;
+        "not_summing_to_1" and "tied": images whose scores do not add up to 1, and whose
+        highest score is shared, which counts as wrong for every class;
+        "accuracy": by lesion; "balanced_accuracy": see `balanced_accuracy`;
+        "macro_roc_auc": mean of the areas, with `macro_auc_interval`;
+        "confusion": counts of images, a row for each true class and a column for each
+        decision, the last one for ties;
+        "per_class": rows with "name", "n" and "lesions" that are it, "few" (fewer than
+        `FEW` images), "roc_auc" (it against the rest, DeLong, by image),
+        "roc_auc_by_lesion" (Obuchowski), "sensitivity", "specificity" and "ppv" with
+        Wilson's intervals by image, and the same under "by_lesion".
+    """
+    classes = asked.classes
+    truth, decision, k = classes.truth, classes.decision, len(classes.names)
+    # Ties, -1, go into the last column.
+    column = np.where(decision == TIED, k, decision)
+    counts = np.bincount(truth * (k + 1) + column, minlength=k * (k + 1))
+    lesions = np.asarray(split.lesion_id)
+    per_class = []
+    for i, (name, numbers) in enumerate(
+        zip(classes.names, asked.of_class, strict=True)
+    ):
+        held = truth == i
+        label, score = held.astype(np.int64), classes.score[:, i]
+        per_class.append(
+            {
+                "name": name,
+                "n": int(held.sum()),
+                "lesions": len(np.unique(lesions[held])),
+                "few": bool(held.sum() < FEW),
+                "roc_auc": auc_interval(label, score),
+                "roc_auc_by_lesion": auc_interval(label, score, split.lesion_id),
+                **{rate: wilson(*rates.count(numbers[rate])) for rate in RATES},
+                "by_lesion": {
+                    rate: rates.interval(numbers[rate], drawn) for rate in RATES
+                },
+            }
+        )
+    return {
+        "classes": list(classes.names),
+        "melanoma": classes.names[classes.melanoma],
+        "not_summing_to_1": classes.not_summing_to_1,
+        "tied": int((decision == TIED).sum()),
+        "accuracy": rates.interval(asked.accuracy, drawn),
+        "balanced_accuracy": balanced_accuracy(asked, rates, drawn),
+        "macro_roc_auc": macro_auc_interval(truth, classes.score, split.lesion_id),
+        "confusion": counts.reshape(k, k + 1).tolist(),
+        "per_class": per_class,
+    }
+
+
+def balanced_accuracy(asked: Asked, rates: Rates, drawn: Resampled) -> dict[str, Any]:
+    """Return the mean sensitivity of the classes, the measure of ISIC 2018 and 2019.
+
+    The interval is the percentile bootstrap over lesions, from the replicates in which
+    every class occurs. A class that is always right, or never, cannot vary under
+    resampling; then the classes' own intervals are combined by square and add, half
+    width = sqrt(sum of squared half widths) / K (Zou and Donner 2008,
+    doi:10.1002/sim.3095).
+
+    Returns:
+        "value", "low", "high"; "method": "bootstrap" or "square and add"; "replicates":
+        those used, 0 without.
+    """
+    numbers = [each["sensitivity"] for each in asked.of_class]
+    found: list[Interval] = [rates.interval(number, drawn) for number in numbers]
+    values = np.asarray([each["value"] for each in found], dtype=np.float64)
+    value = float(values.mean())
+    if np.isin(values, (0, 1)).any():
+        below, above = (
+            np.sqrt(np.sum((values - [each[end] for each in found]) ** 2)) / len(found)
+            for end in ("low", "high")
+        )
+        return {
+            "value": value,
+            "low": max(value - float(below), 0.0),
+            "high": min(value + float(above), 1.0),
+            "method": "square and add",
+            "replicates": 0,
+        }
+    replicates = np.mean([rates.replicates(n, drawn) for n in numbers], axis=0)
+    return {
+        **percentile_interval(value, replicates),
+        "method": "bootstrap",
+        "replicates": int(np.isfinite(replicates).sum()),
+    }
