@@ -26,6 +26,9 @@ from mela_jax.evaluation.scores import Predictions, check_binary
 # Scores of exactly 0 and 1 have no logit; they are moved this far inside.
 EDGE = 1e-12
 NUM_BINS = 15
+# Slopes beyond which a fitted map says nothing of the model: below, everybody gets the
+# prevalence; above, rounding errors of a nearly constant score are blown up.
+SLOPES = (0.01, 100.0)
 _FIELDS = ("method", "a", "b", "threshold", "calibrated_threshold")
 
 
@@ -50,6 +53,17 @@ class Calibration:
     def probability(self, logits: npt.ArrayLike) -> FloatArray:
         """Return the calibrated P(melanoma) float64, of logits of any shape."""
         return expit(self.a * np.asarray(logits, dtype=np.float64) + self.b)
+
+
+@dataclass(frozen=True)
+class Uncalibrated:
+    """Why no map keeps the order of the scores and means something.
+
+    Attributes:
+        reason: half a sentence, such as "all scores of validation are the same".
+    """
+
+    reason: str
 
 
 def read_calibration(path: str | os.PathLike[str]) -> Calibration:
@@ -99,7 +113,7 @@ def to_logit(scores: npt.ArrayLike) -> FloatArray:
 
 def fit_calibration(
     labels: npt.ArrayLike, scores: npt.ArrayLike, *, method: str, threshold: float
-) -> Calibration | None:
+) -> Calibration | Uncalibrated:
     """Fit the map on validation by maximum likelihood.
 
     "platt" fits a and b (Platt 1999), "temperature" a alone (Guo et al. 2017,
@@ -114,8 +128,9 @@ def fit_calibration(
         threshold: frozen operating point, to be mapped along.
 
     Returns:
-        The calibration, or None where none keeps the order: scores that are constant
-        or do not rise with melanoma would want a <= 0.
+        The calibration, or why there is none: scores that are constant or do not rise
+        with melanoma, a fit that does not settle, or a slope outside `SLOPES`, which a
+        nearly constant score of an untrained model asks for.
 
     Raises:
         UserError: unfit labels or scores.
@@ -132,7 +147,7 @@ def fit_calibration(
         label == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2)
     )
     if np.ptp(x) == 0:
-        return None
+        return Uncalibrated("all scores of validation are the same")
     exog = sm.add_constant(x) if method == "platt" else x[:, None]
     with warnings.catch_warnings():
         # The smoothed targets keep the fit finite where the classes are apart.
@@ -140,8 +155,16 @@ def fit_calibration(
         fitted = sm.GLM(target, exog, family=sm.families.Binomial()).fit(tol=1e-12)
     a = float(fitted.params[-1])
     b = float(fitted.params[0]) if method == "platt" else 0.0
-    if not (math.isfinite(a) and math.isfinite(b) and a > 0):
-        return None
+    if not (fitted.converged and math.isfinite(a) and math.isfinite(b)):
+        return Uncalibrated("the fit on validation does not settle")
+    if a < SLOPES[0]:
+        return Uncalibrated(
+            f"on validation the scores do not rise with melanoma (slope {a:.2g})"
+        )
+    if a > SLOPES[1]:
+        return Uncalibrated(
+            f"the scores of validation differ so little that the slope would be {a:.2g}"
+        )
     mapped = float(expit(a * to_logit([threshold])[0] + b))
     return Calibration(method, a, b, threshold, mapped)
 

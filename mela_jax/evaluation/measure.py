@@ -144,7 +144,7 @@ def evaluate_model(
         "policy"; "thresholds": policy -> threshold, None where the guarantee takes more
         melanomas than validation has; "guarantee", by lesion, and what it would be by
         image; "calibration": the fitted map, or
-        None. Every rate is {value, low, high} with a 95 % interval, its value None
+        None, and then "uncalibrated": why. Every rate is {value, low, high} with a 95 % interval, its value None
         where it is undefined (nobody flagged: PPV).
 
     Raises:
@@ -176,9 +176,10 @@ def evaluate_model(
     threshold = thresholds[settings.policy]
     if threshold is None:
         raise UserError(_cannot_guarantee(guarantee))
-    calibration = fit_calibration(
+    fitted = fit_calibration(
         val.label, val.score, method=settings.calibration, threshold=threshold
     )
+    calibration = fitted if isinstance(fitted, Calibration) else None
     measured = {
         name: _measure(
             split, settings, threshold, thresholds, calibration, whole=name == "test"
@@ -192,6 +193,7 @@ def evaluate_model(
         "guarantee": asdict(guarantee) if guarantee else None,
         "guarantee_if_images_were_independent": asdict(by_image) if by_image else None,
         "calibration": asdict(calibration) if calibration else None,
+        "uncalibrated": None if isinstance(fitted, Calibration) else fitted.reason,
     }
 
 

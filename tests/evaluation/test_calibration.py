@@ -1,6 +1,7 @@
 """Calibration against scikit-learn, statsmodels, and worked examples."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from mela_jax.errors import UserError
 from mela_jax.evaluation.calibration import (
+    Calibration,
+    Uncalibrated,
     adaptive_bins,
     calibrate,
     calibration_figures,
@@ -42,7 +45,7 @@ def split_of(label: Any, score: Any) -> Predictions:
 def test_platt_agrees_with_scikit_learn() -> None:
     label, score = drawn()
     found = fit_calibration(label, score, method="platt", threshold=0.1)
-    assert found is not None
+    assert isinstance(found, Calibration)
     # A logistic regression whose decision function is the logit itself.
     base = LogisticRegression()
     base.classes_, base.coef_ = np.array([0, 1]), np.array([[1.0]])
@@ -58,7 +61,7 @@ def test_platt_agrees_with_scikit_learn() -> None:
 def test_temperature_minimises_the_log_loss() -> None:
     label, score = drawn()
     found = fit_calibration(label, score, method="temperature", threshold=0.1)
-    assert found is not None
+    assert isinstance(found, Calibration)
     assert found.b == 0
     best = minimize_scalar(
         lambda a: log_loss(label, expit(a * logit(score))), bounds=(0.05, 5)
@@ -72,20 +75,37 @@ def test_no_decision_changes(method: str) -> None:
     label, score = drawn()
     for threshold in np.quantile(score, [0.02, 0.3, 0.9]):
         found = fit_calibration(label, score, method=method, threshold=threshold)
-        assert found is not None
+        assert isinstance(found, Calibration)
         assert found.a > 0
         after = calibrate(found, score) >= found.calibrated_threshold
         assert np.array_equal(after, score >= threshold)
 
 
-def test_scores_that_do_not_rise_with_melanoma_are_left_alone() -> None:
+@pytest.mark.parametrize("method", ["platt", "temperature"])
+def test_scores_that_allow_no_map_are_left_alone_with_a_reason(method: str) -> None:
     label, score = drawn()
-    for method in ("platt", "temperature"):
-        assert fit_calibration(label, 1 - score, method=method, threshold=0.5) is None
-        constant = np.full(label.size, 0.3)
-        assert fit_calibration(label, constant, method=method, threshold=0.3) is None
+    centre = np.random.default_rng(2).normal(size=label.size)
+    for scores, reason in (
+        (1 - score, r"do not rise with melanoma \(slope -"),
+        (np.full(label.size, 0.3), "are the same"),
+        # An untrained model: melanomas a millionth higher, in noise of that size.
+        (0.5 + 1e-6 * (label + centre), r"slope would be \d\.?\d*e\+05"),
+        (np.where(label == 1, 0.5001, 0.4999), "differ so little"),
+    ):
+        found = fit_calibration(label, scores, method=method, threshold=0.5)
+        assert isinstance(found, Uncalibrated)
+        assert re.search(reason, found.reason)
     with pytest.raises(ValueError, match="isotonic"):
         fit_calibration(label, score, method="isotonic", threshold=0.5)
+
+
+def test_a_useless_model_gives_everybody_nearly_the_prevalence() -> None:
+    rng = np.random.default_rng(0)
+    label = (rng.random(4000) < 0.1).astype(int)
+    score = expit(rng.normal(size=4000) + 0.1 * label)
+    found = fit_calibration(label, score, method="platt", threshold=0.5)
+    assert isinstance(found, Calibration)
+    assert calibrate(found, score) == pytest.approx(label.mean(), abs=0.05)
 
 
 def test_perfectly_separated_and_saturated_scores_stay_finite() -> None:
@@ -93,7 +113,7 @@ def test_perfectly_separated_and_saturated_scores_stay_finite() -> None:
     score = np.repeat([0.0, 1.0], 20)
     for method in ("platt", "temperature"):
         found = fit_calibration(label, score, method=method, threshold=1.0)
-        assert found is not None
+        assert isinstance(found, Calibration)
         assert np.isfinite([found.a, found.b]).all()
         p = calibrate(found, score)
         assert 0 < p[0] < 0.5 < p[-1] < 1
@@ -165,7 +185,7 @@ def test_a_perfectly_calibrated_model_has_slope_1_and_intercept_0() -> None:
 def test_the_file_reads_back_and_gives_probabilities(tmp_path: Path) -> None:
     label, score = drawn()
     found = fit_calibration(label, score, method="platt", threshold=0.1)
-    assert found is not None
+    assert isinstance(found, Calibration)
     path = tmp_path / "calibration.json"
     write_calibration(path, found, about={"fitted_on": "val", "images": 2000})
     assert read_calibration(path) == found
