@@ -61,6 +61,11 @@ ABOUT_DATA = {
         " non-pigmented lesions, were left out by its authors.",
         "sampling": "Retrospective collection, chosen by diagnosis: melanoma is far"
         " more frequent than among people who are examined.",
+        "acquisition": "Several dermatoscopes, in part digitised slides; its authors"
+        " cropped the images so that the lesion lies in the centre, and corrected the"
+        " colours of some.",
+        "representativeness": "Not like the moles of everybody: melanoma is 11 % of the"
+        " images, and half of the lesions were suspect enough to be cut out.",
         "reference_standard": "Histopathology for every melanoma and about half of all"
         " lesions; follow-up, expert consensus or confocal microscopy for the others:"
         " see the rows by how the diagnosis was made.",

@@ -143,9 +143,9 @@ def evaluate_model(
         "val" and "test": figures of the split, see `docs/evaluation.md` for each;
         "policy"; "thresholds": policy -> threshold, None where the guarantee takes more
         melanomas than validation has; "guarantee", by lesion, and what it would be by
-        image; "calibration": the fitted map, or
-        None, and then "uncalibrated": why. Every rate is {value, low, high} with a 95 % interval, its value None
-        where it is undefined (nobody flagged: PPV).
+        image; "calibration": the fitted map, or None, and then "uncalibrated": why.
+        Every rate is {value, low, high} with a 95 % interval, its value None where it
+        is undefined (nobody flagged: PPV).
 
     Raises:
         UserError: a split with one class only, an image or a lesion in both splits,
