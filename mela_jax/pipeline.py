@@ -71,7 +71,8 @@ ABOUT_DATA = {
         " see the rows by how the diagnosis was made.",
         "skin_types": "Not recorded; the centres serve mostly light skin. Nothing is"
         " known of dark skin.",
-        "ethics": "The data are published under CC BY-NC-SA 4.0, de-identified.",
+        "ethics": "The authors of HAM10000 state approval by the ethics boards of both"
+        " universities; published under CC BY-NC-SA 4.0, de-identified.",
     },
     "phantom": {"data": "Made-up lesions, drawn by a program. No skin at all."},
 }
@@ -671,7 +672,7 @@ def report(
         histories={name: m.description["history"] for name, m in models.items()},
         settings=settings,
         made_up=config.data.name == "phantom",
-        about=ABOUT_DATA.get(config.data.name, {}),
+        about=ABOUT_DATA.get(config.data.name, {}) | about_run(config, workdir, models),
         images={r.image_id: r.path for r in records},
         run={
             "data": f"{config.data.name}, {config.data.dir}",
@@ -692,6 +693,29 @@ def report(
     )
     parallel.wait_for_all("report")
     return metrics
+
+
+def about_run(
+    config: ConfigDict, workdir: Path, models: dict[str, Model]
+) -> dict[str, str]:
+    """Return what the run knows for the model card, by key of `checklist.ABOUT`."""
+    student = models["student"].description
+    init = config.student.init
+    origin = f"from {init if init in ('random', 'imagenet') else 'given'} weights"
+    if "teacher" in models:
+        origin += f", distilled from {models['teacher'].description['model']}"
+    members = read_splits(workdir / "splits.csv").values()
+    lesions = [lesion for lesion, split in members if split == "train"]
+    return {
+        "intended_use": "Research and engineering. Not for the care of anybody.",
+        "model": f"{student['model']}, {student['image_size']} px, {origin}.",
+        "training_data": f"{len(lesions)} images of {len(set(lesions))} lesions of the"
+        " same data set; validation and test share no lesion_id with them.",
+        "external_data": "None. Test lesions are of the same data set as those of"
+        " training; other clinics and cameras were not tried.",
+        "availability": "Weights and scores lie in the folder of the run. The code is"
+        " mela_jax, Apache-2.0.",
+    }
 
 
 def summary(metrics: dict[str, Any], workdir: Path) -> str:

@@ -60,7 +60,11 @@ class Item:
 
 
 def fill_checklist(
-    metrics: Mapping[str, Any], leader: str, about: Mapping[str, str]
+    metrics: Mapping[str, Any],
+    leader: str,
+    about: Mapping[str, str],
+    *,
+    name: Callable[[str], str] = str,
 ) -> list[Item]:
     """Fill in what can be filled in.
 
@@ -68,6 +72,7 @@ def fill_checklist(
         metrics: what metrics.json holds.
         leader: the model that the report is about.
         about: key of `ABOUT` -> text.
+        name: puts the key of a column or a diagnosis into words.
     """
     model = metrics["models"][leader]
 
@@ -76,13 +81,13 @@ def fill_checklist(
 
     items: tuple[tuple[str, str, Callable[[Model], str | None]], ...] = (
         (
-            "STARD-AI 1, TRIPOD+AI 1, CLAIM 1",
+            "STARD-AI 1; TRIPOD+AI 1; CLAIM 1",
             "Named as a study of an AI's diagnostic accuracy",
             _title,
         ),
-        ("STARD-AI 2, TRIPOD+AI 2, CLAIM 2", "Structured summary", _nothing),
+        ("STARD-AI 2; TRIPOD+AI 2; CLAIM 2", "Structured summary", _nothing),
         (
-            "STARD-AI 3 15d, TRIPOD+AI 3a 3b, CLAIM 3",
+            "STARD-AI 3, 15d; TRIPOD+AI 3a, 3b; CLAIM 3",
             "Intended use, users, place in care",
             told("intended_use"),
         ),
@@ -91,122 +96,126 @@ def fill_checklist(
             "Skin types represented; known inequalities",
             told("skin_types"),
         ),
-        ("STARD-AI 4, TRIPOD+AI 4, CLAIM 4", "Objectives", _objectives),
+        ("STARD-AI 4; TRIPOD+AI 4; CLAIM 4", "Objectives", _objectives),
         (
-            "STARD-AI 5, CLAIM 5",
+            "STARD-AI 5; CLAIM 5",
             "Whether data were collected before or after the test",
             _retrospective,
         ),
-        ("STARD-AI 6, TRIPOD+AI 17", "Ethics committee, consent", told("ethics")),
+        ("STARD-AI 6; TRIPOD+AI 17", "Ethics committee, consent", told("ethics")),
         (
-            "STARD-AI 7 8, TRIPOD+AI 6b, CLAIM 8",
+            "STARD-AI 7, 8; TRIPOD+AI 6b; CLAIM 8",
             "Who was eligible, and how they were found",
             told("eligibility"),
         ),
         (
-            "STARD-AI 9 11, TRIPOD+AI 5a 5b 6a, CLAIM 7",
+            "STARD-AI 9, 11; TRIPOD+AI 5a, 5b, 6a; CLAIM 7",
             "Where and when; source of the data",
             told("data"),
         ),
         ("STARD-AI 10", "Consecutive, random or convenience series", told("sampling")),
         (
-            "STARD-AI 12, TRIPOD+AI 8b, CLAIM 16 17",
+            "STARD-AI 12; TRIPOD+AI 8b; CLAIM 16, 17",
             "Who labelled the images, and how",
             told("annotation"),
         ),
         (
-            "STARD-AI 13 14, TRIPOD+AI 7, CLAIM 9 13",
+            "STARD-AI 13, 14; TRIPOD+AI 7; CLAIM 9, 13",
             "Devices, acquisition, preparation of images",
             told("acquisition"),
         ),
         (
-            "STARD-AI 15a, TRIPOD+AI 12c 22, CLAIM 22",
+            "STARD-AI 15a; TRIPOD+AI 12c, 22; CLAIM 22",
             "The index test: the model",
             told("model"),
         ),
         (
-            "STARD-AI 15b, TRIPOD+AI 12a, CLAIM 25",
+            "STARD-AI 15b; TRIPOD+AI 12a; CLAIM 25",
             "How it was developed, on what data",
             told("training_data"),
         ),
         (
-            "STARD-AI 15c, TRIPOD+AI 15",
+            "STARD-AI 15c; TRIPOD+AI 15",
             "Cut-off, and whether it was set beforehand",
             _cut,
         ),
         (
-            "STARD-AI 16a 16b 16c, TRIPOD+AI 8a, CLAIM 14 15",
+            "STARD-AI 16a, 16b, 16c; TRIPOD+AI 8a; CLAIM 14, 15",
             "Reference standard",
             told("reference_standard"),
         ),
         (
-            "STARD-AI 17a 17b, TRIPOD+AI 8c",
+            "STARD-AI 17a, 17b; TRIPOD+AI 8c",
             "Blinding of test and reference",
             told("blinding"),
         ),
         (
-            "STARD-AI 18, TRIPOD+AI 12e, CLAIM 28 29",
+            "STARD-AI 18; TRIPOD+AI 12e; CLAIM 28, 29",
             "Methods for estimates and comparisons",
             _methods,
         ),
         ("STARD-AI 19", "Indeterminate results", _indeterminate),
-        ("STARD-AI 20, TRIPOD+AI 11, CLAIM 12", "Missing data", told("missing_data")),
-        ("STARD-AI 21, TRIPOD+AI 23a", "Accuracy in parts of the test set", _groups),
-        ("STARD-AI 22, TRIPOD+AI 10, CLAIM 21", "Sample size", _sample_size),
-        ("STARD-AI 23, CLAIM 39", "Which cases are wrong", _failures),
-        ("TRIPOD+AI 14", "What was done for fairness", _nothing),
-        ("CLAIM 19 20", "How data were split, at which level", _splits),
-        ("CLAIM 30 31", "Robustness; explainability", _nothing),
+        ("STARD-AI 20; TRIPOD+AI 11; CLAIM 12", "Missing data", told("missing_data")),
         (
-            "STARD-AI 24, TRIPOD+AI 20a, CLAIM 35",
+            "STARD-AI 21; TRIPOD+AI 23a",
+            "Accuracy in parts of the test set",
+            _groups(name),
+        ),
+        ("STARD-AI 22; TRIPOD+AI 10; CLAIM 21", "Sample size", _sample_size),
+        ("STARD-AI 23; CLAIM 39", "Which cases are wrong", _failures),
+        ("TRIPOD+AI 14", "What was done for fairness", _nothing),
+        ("CLAIM 19, 20", "How data were split, at which level", _splits),
+        ("CLAIM 30, 31", "Robustness; explainability", _nothing),
+        (
+            "STARD-AI 24; TRIPOD+AI 20a; CLAIM 35",
             "Flow of participants, with a diagram",
             _nothing,
         ),
         (
-            "STARD-AI 25, TRIPOD+AI 20b 20c, CLAIM 36",
+            "STARD-AI 25; TRIPOD+AI 20b, 20c; CLAIM 36",
             "Participants: age, sex, body site",
-            _participants,
+            _participants(name),
         ),
         ("STARD-AI 26a", "Severity: how advanced the melanomas are", _nothing),
-        ("STARD-AI 26b", "Diagnoses of those without melanoma", _diagnoses),
+        ("STARD-AI 26b", "Diagnoses of those without melanoma", _diagnoses(name)),
         ("STARD-AI 27", "Time between test and reference standard", _nothing),
         (
-            "STARD-AI 28, TRIPOD+AI 5a",
+            "STARD-AI 28; TRIPOD+AI 5a",
             "Whether the data are like the people it is meant for",
             told("representativeness"),
         ),
         (
-            "STARD-AI 29, TRIPOD+AI 16, CLAIM 33",
+            "STARD-AI 29; TRIPOD+AI 16; CLAIM 33",
             "External data, and how they differ",
             told("external_data"),
         ),
         ("STARD-AI 30", "Cross tabulation of test against reference", _cross),
         (
-            "STARD-AI 31, TRIPOD+AI 23a, CLAIM 37 38",
+            "STARD-AI 31; TRIPOD+AI 23a; CLAIM 37, 38",
             "Estimates of accuracy with intervals",
             _estimates,
         ),
-        ("TRIPOD+AI 12e 12f 24", "Calibration, recalibration", _calibration),
+        ("TRIPOD+AI 12e, 12f, 24", "Calibration, recalibration", _calibration),
         ("STARD-AI 32", "Adverse events", _nothing),
-        ("STARD-AI 33, TRIPOD+AI 26, CLAIM 40", "Limitations", _limits(about)),
+        ("STARD-AI 33; TRIPOD+AI 26; CLAIM 40", "Limitations", _limits(about)),
         (
-            "STARD-AI 34, TRIPOD+AI 25, CLAIM 41",
+            "STARD-AI 34; TRIPOD+AI 25; CLAIM 41",
             "Implications for practice",
             _implications,
         ),
         ("STARD-AI 35", "Ethical considerations of use", _ethical_note),
         (
-            "STARD-AI 36 37, TRIPOD+AI 18c 18d, CLAIM 34 42",
+            "STARD-AI 36, 37; TRIPOD+AI 18c, 18d; CLAIM 34, 42",
             "Registration, protocol",
             told("registration"),
         ),
         (
-            "STARD-AI 38 39, TRIPOD+AI 18a 18b, CLAIM 44",
+            "STARD-AI 38, 39; TRIPOD+AI 18a, 18b; CLAIM 44",
             "Funding and interests",
             told("funding"),
         ),
         (
-            "STARD-AI 40a, TRIPOD+AI 18e 18f, CLAIM 43",
+            "STARD-AI 40a; TRIPOD+AI 18e, 18f; CLAIM 43",
             "Code, weights and data",
             told("availability"),
         ),
@@ -261,13 +270,14 @@ def _indeterminate(model: Model) -> str:
     )
 
 
-def _groups(model: Model) -> str | None:
-    columns = sorted({row["by"] for row in model["test"]["subgroups"]})
-    return (
-        f"By {', '.join(columns)}, exploratory: see \u201cWho it fails\u201d."
-        if columns
-        else None
-    )
+def _groups(name: Callable[[str], str]) -> Callable[[Model], str | None]:
+    def answer(model: Model) -> str | None:
+        columns = sorted({name(row["by"]) for row in model["test"]["subgroups"]})
+        if not columns:
+            return None
+        return f"By {', '.join(columns)}; exploratory: see \u201cWho it fails\u201d."
+
+    return answer
 
 
 def _sample_size(model: Model) -> str:
@@ -286,21 +296,28 @@ def _splits(model: Model) -> str:
     )
 
 
-def _participants(model: Model) -> str | None:
-    known = {row["by"] for row in model["test"]["subgroups"]}
-    if not known & _PERSONAL:
-        return None
-    return (
-        f"Of the test set, by {', '.join(sorted(known & _PERSONAL))}: see \u201cWho it "
-        "fails\u201d. Of training and validation: not shown."
-    )
+def _participants(name: Callable[[str], str]) -> Callable[[Model], str | None]:
+    def answer(model: Model) -> str | None:
+        known = {row["by"] for row in model["test"]["subgroups"]} & _PERSONAL
+        if not known:
+            return None
+        return (
+            f"Of the test set, by {', '.join(sorted(map(name, known)))}: see \u201cWho "
+            "it fails\u201d. Of training and validation: not shown."
+        )
+
+    return answer
 
 
-def _diagnoses(model: Model) -> str | None:
-    rows = model["test"]["false_alarms_by_dx"]
-    if not rows:
-        return None
-    return "Not melanoma: " + ", ".join(f"{r['dx']} {r['n']}" for r in rows) + "."
+def _diagnoses(name: Callable[[str], str]) -> Callable[[Model], str | None]:
+    def answer(model: Model) -> str | None:
+        rows = model["test"]["false_alarms_by_dx"]
+        if not rows:
+            return None
+        counted = (f"{name(row['dx'])} {row['n']}" for row in rows)
+        return f"Images: {', '.join(counted)}."
+
+    return answer
 
 
 def _cross(model: Model) -> str:
@@ -321,7 +338,7 @@ def _calibration(model: Model) -> str:
     recalibrated = (
         f"none is possible: {model['uncalibrated']}"
         if fitted is None
-        else f"{fitted['method']}, fitted on validation"
+        else f"{fitted['method']}, fitted on validation and shown beside the score"
     )
     return (
         f"Slope {words.number(slope, 2)}, ECE, Brier score, reliability diagram. "
@@ -332,8 +349,8 @@ def _calibration(model: Model) -> str:
 def _failures(model: Model) -> str:
     test = model["test"]
     return (
-        f"All {len(test['missed'])} missed melanomas and the false alarms are listed "
-        "in metrics.json; see \u201cWhat it got wrong\u201d."
+        f"All {len(test['missed'])} images of missed melanomas and all false alarms are"
+        " in metrics.json; see \u201cWhat it got wrong\u201d."
     )
 
 

@@ -40,14 +40,14 @@ class Difference(TypedDict):
     p: float
 
 
-def wilson(successes: int, n: int) -> Interval:
+def wilson(successes: float, n: int) -> Interval:
     """Return a proportion with its Wilson score interval (Wilson 1927).
 
     With n = 0 the proportion is undefined and nothing is known of it: value None,
     low 0, high 1.
 
     Args:
-        successes: count in [0, n].
+        successes: count in [0, n]; need not be whole where trials are clusters.
         n: number of trials, >= 0.
 
     Returns:

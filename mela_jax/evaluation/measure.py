@@ -392,7 +392,7 @@ def _prevalences(
         rates.replicates(point.sensitivity, drawn),
         rates.replicates(point.specificity, drawn),
     )
-    if {se["value"], sp["value"]} & {0.0, 1.0}:
+    if not (rates.varies(point.sensitivity) and rates.varies(point.specificity)):
         replicates = None
     own = float(split.label.mean())
     return [

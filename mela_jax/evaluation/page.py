@@ -48,6 +48,7 @@ DIAGNOSES = {
     "consensus": "expert consensus",
     "confocal": "confocal microscopy",
 }
+SCALINGS = {"platt": "Platt scaling", "temperature": "temperature scaling"}
 # Diagnoses that are cancer, or become it, though they count as "not melanoma".
 OTHER_CANCERS = ("ak", "akiec", "bcc", "scc")
 
@@ -164,8 +165,9 @@ def render(
         alarms: its most confident false alarms.
         about: key of `checklist.ABOUT` -> text.
     """
-    models = metrics["models"]
-    leader = find_leader(models)
+    leader = find_leader(metrics["models"])
+    # The leader's column first: on a telephone the others are out of sight.
+    models = {leader: metrics["models"][leader], **metrics["models"]}
     test = models[leader]["test"]
     return (
         make_environment("mela_jax.evaluation")
@@ -196,7 +198,9 @@ def render(
             alarms=alarms,
             about=about,
             asks=ABOUT,
-            checklist=fill_checklist(metrics, leader, about),
+            checklist=fill_checklist(metrics, leader, about, name=_name),
+            scaling=SCALINGS,
+            missed_lesions=_of_lesions(test["missed"]),
             zero_width=[
                 name
                 for name, model in models.items()
@@ -220,8 +224,13 @@ def _on_target(test: Mapping[str, Any], target: float) -> str:
     figure = test["operating_point"]["by_lesion"]["sensitivity"]
     value, low = figure["value"], figure["low"]
     start = f"On the test set the sensitivity is {words.percent(value)}"
+    if value < target <= figure["high"]:
+        return (
+            f"{start}: below the target of {words.target(target)}. The interval goes "
+            f"up to {words.percent(figure['high'])}, so chance alone may explain it."
+        )
     if value < target:
-        return f"{start}: below the target of {words.target(target)}."
+        return f"{start}: below the target of {words.target(target)}, beyond chance."
     if low < target:
         return (
             f"{start}, which reaches the target, but the interval goes down to "
@@ -275,13 +284,13 @@ def _comparisons(
                 words.signed(scale * figure[part], digits)
                 for part in ("difference", "low", "high")
             )
-            unit = "" if key == "roc_auc" else " points"
+            unit = "" if key == "roc_auc" else "\N{NO-BREAK SPACE}points"
             better = "better" if figure["difference"] > 0 else "worse"
             rows.append(
                 {
                     "label": label,
                     "difference": f"{difference}{unit}",
-                    "interval": f"{low} to {high}",
+                    "interval": f"{low} to {high}".replace(" ", "\N{NO-BREAK SPACE}"),
                     "p": words.p_value(figure["p"]),
                     "test": figure["test"],
                     "verdict": f"{a} is {better}"
@@ -299,6 +308,17 @@ def _comparisons(
             "rows": rows,
             "trade": signs[0] * signs[1] < 0,
         }
+
+
+def _name(key: str) -> str:
+    """Return the name of a column or of a diagnosis in a sentence."""
+    return BY[key].lower() if key in BY else DIAGNOSES.get(key, key)
+
+
+def _of_lesions(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return " of 9 lesions" where images are fewer lesions, or nothing."""
+    lesions = len({row["lesion_id"] for row in rows})
+    return f" of {lesions} lesions" if lesions < len(rows) else ""
 
 
 def _argmax(multiclass: Mapping[str, Any] | None) -> dict[str, int] | None:

@@ -92,7 +92,7 @@ def draw_roc(
         target: sensitivity that was aimed at, drawn as a line.
         title: figure title.
     """
-    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
+    figure = _square_figure(len(curves) + 3)
     axes = figure.add_subplot()
     if band:
         axes.fill_betweenx(
@@ -152,7 +152,7 @@ def draw_precision_recall(
         target: sensitivity that was aimed at, drawn as a line.
         title: figure title.
     """
-    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
+    figure = _square_figure(len(curves) + 2)
     axes = figure.add_subplot()
     for curve, area in zip(curves, areas, strict=True):
         precision, recall, _ = precision_recall_curve(
@@ -347,6 +347,11 @@ def _panels(count: int, title: str) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(WIDTH, 0.9 + 3.4 * count), layout="constrained")
     figure.suptitle(title)
     return figure, list(figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0])
+
+
+def _square_figure(rows: int) -> Figure:
+    """Return a figure for a square panel with a legend of some rows below it."""
+    return Figure(figsize=(WIDTH, 5.8 + 0.2 * rows), layout="constrained")
 
 
 def _unit_square(axes: Axes) -> None:

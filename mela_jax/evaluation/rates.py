@@ -20,6 +20,7 @@ from mela_jax.evaluation.scores import Predictions
 
 BoolArray = npt.NDArray[np.bool_]
 PER = 1000
+FEW_LESIONS = 10
 
 
 class Rates:
@@ -57,21 +58,24 @@ class Rates:
         with np.errstate(divide="ignore", invalid="ignore"):
             return sums[:, 0] / sums[:, 1]
 
+    def varies(self, rate: int) -> bool:
+        """Return whether resampling shows how uncertain a rate is."""
+        hits, n, lesions = self._counts[rate]
+        return 0 < hits < n and lesions >= FEW_LESIONS
+
     def interval(self, rate: int, drawn: Resampled) -> Interval:
         """Return a rate with its 95 % interval.
 
         Wilson's where every image that counts shows a lesion of its own; the
         percentile bootstrap over lesions where some repeat. A rate of exactly 0 or 1
-        cannot vary under resampling: Wilson's then, with lesions for trials. Several
-        images of one single lesion tell nothing of others: low 0, high 1.
+        cannot vary under resampling, and a handful of lesions (fewer than
+        `FEW_LESIONS`) hardly can: Wilson's then, with lesions for trials.
         """
         hits, n, lesions = self._counts[rate]
         if lesions == n:
             return wilson(hits, n)
-        if hits in (0, n):
-            return wilson(lesions if hits else 0, lesions)
-        if lesions == 1:
-            return {"value": hits / n, "low": 0.0, "high": 1.0}
+        if not self.varies(rate):
+            return {**wilson(hits / n * lesions, lesions), "value": hits / n}
         return percentile_interval(hits / n, self.replicates(rate, drawn))
 
 
@@ -85,8 +89,8 @@ def at_prevalence(
 
     By Bayes: PPV = se p / (se p + (1 - sp)(1 - p)), and NPV = sp (1 - p) / (sp (1 - p)
     + (1 - se) p). Intervals are percentiles over the replicates. Without replicates,
-    for rates of exactly 0 or 1, which cannot vary under resampling, both intervals'
-    limits are combined at their worst and at their best, which is wider than 95 %.
+    for rates that do not vary enough under resampling, both intervals' limits are
+    combined at their worst and at their best, which is wider than 95 %.
 
     Args:
         prevalence: share of melanomas among those examined, in (0, 1).

@@ -27,10 +27,10 @@ def metrics() -> dict[str, Any]:
 def numbers(items: list[Item], guideline: str) -> set[str]:
     found: set[str] = set()
     for item in items:
-        for part in item.refs.split(", "):
+        for part in item.refs.split("; "):
             name, _, cited = part.partition(" ")
             if name == guideline:
-                found |= set(cited.split())
+                found |= set(cited.split(", "))
     return found
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
+from statsmodels.stats.proportion import proportion_confint
 
 from mela_jax.evaluation.bootstrap import bootstrap
 from mela_jax.evaluation.intervals import Interval, wilson
@@ -93,6 +94,22 @@ def test_intervals_of_rates_follow_the_rule() -> None:
         assert found["low"] == pytest.approx(by_image["low"], abs=0.02)
         of_lesions = len({x for x, y in zip(lesions, label, strict=True) if y})
         assert rates.interval(fully, drawn) == wilson(of_lesions, of_lesions)
+
+
+def test_a_handful_of_lesions_are_the_trials() -> None:
+    # 12 images of 3 lesions, 6 of them flagged: Wilson's for 1.5 of 3.
+    lesions = [str(k // 4) for k in range(12)] + ["other"]
+    label, score = np.r_[np.ones(12, int), 0], np.r_[np.tile([0.2, 0.8], 6), 0.1]
+    rates = Rates(Predictions([str(k) for k in range(13)], lesions, label, score))
+    rate = rates.ask(score >= 0.5, among=label == 1)
+    drawn = bootstrap(
+        label, lesions, score, num_bootstrap=50, seed=0, columns=rates.columns
+    )
+    low, high = proportion_confint(1.5, 3, method="wilson")
+    assert rates.interval(rate, drawn) == pytest.approx(
+        {"value": 0.5, "low": low, "high": high}
+    )
+    assert not rates.varies(rate)
 
 
 def test_net_benefit_by_hand() -> None:
