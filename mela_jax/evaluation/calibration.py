@@ -60,7 +60,7 @@ class Uncalibrated:
     """Why no map keeps the order of the scores and means something.
 
     Attributes:
-        reason: half a sentence, such as "all scores of validation are the same".
+        reason: half a sentence, such as "the fit does not settle".
     """
 
     reason: str
@@ -147,11 +147,13 @@ def fit_calibration(
         label == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2)
     )
     if np.ptp(x) == 0:
-        return Uncalibrated("all scores of validation are the same")
+        return Uncalibrated(f"the scores of validation are all the same, to {EDGE:g}")
     exog = sm.add_constant(x) if method == "platt" else x[:, None]
     with warnings.catch_warnings():
         # The smoothed targets keep the fit finite where the classes are apart.
         warnings.simplefilter("ignore", PerfectSeparationWarning)
+        # Two images leave no degree of freedom, which only standard errors would need.
+        warnings.simplefilter("ignore", RuntimeWarning)
         fitted = sm.GLM(target, exog, family=sm.families.Binomial()).fit(tol=1e-12)
     a = float(fitted.params[-1])
     b = float(fitted.params[0]) if method == "platt" else 0.0
@@ -256,6 +258,9 @@ def _coefficient(
     groups: npt.NDArray[np.integer] | None,
 ) -> Interval | dict[str, float | None]:
     """Return the last coefficient of a logistic regression with its interval."""
+    if groups is not None and groups.max() == 0:
+        # One lesion has no variance between lesions.
+        return _UNDEFINED
     with warnings.catch_warnings():
         # Perfectly separated classes have no finite slope: said below, by None.
         warnings.simplefilter("ignore", PerfectSeparationWarning)

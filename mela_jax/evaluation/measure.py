@@ -42,6 +42,7 @@ from mela_jax.evaluation.subgroups import (
     ask_groups,
     false_alarms_by_diagnosis,
     group_figures,
+    list_images,
 )
 
 CALIBRATIONS = ("platt", "temperature", "none")
@@ -275,12 +276,19 @@ def _measure(
         )
         for policy in points
     }
+    lesions = [
+        len(np.unique(np.asarray(split.lesion_id)[split.label == value]))
+        for value in (0, 1)
+    ]
+    known = min(lesions) > 1
     figures: dict[str, Any] = {
         "n": int(split.label.size),
         "positives": int(split.label.sum()),
         "lesions": split.num_lesions,
-        "roc_auc": _area(drawn, "roc_auc"),
-        "pr_auc": _area(drawn, "pr_auc"),
+        "positive_lesions": lesions[1],
+        "negative_lesions": lesions[0],
+        "roc_auc": _area(drawn, "roc_auc", known=known),
+        "pr_auc": _area(drawn, "pr_auc", known=known),
         "replicates": drawn.num_replicates,
         "roc_auc_delong": auc_interval(split.label, split.score),
         "roc_auc_by_lesion": auc_interval(split.label, split.score, split.lesion_id),
@@ -298,10 +306,12 @@ def _measure(
     return figures | {
         "partial_auc": {
             "above_sensitivity": PARTIAL_FROM,
-            **_area(drawn, "partial_auc"),
+            **_area(drawn, "partial_auc", known=known, most=1 - PARTIAL_FROM),
         },
-        "specificity_at_sensitivity": _specificities(drawn, 0, SENSITIVITIES),
-        "roc_band": _specificities(drawn, len(SENSITIVITIES), BAND),
+        "specificity_at_sensitivity": _specificities(
+            drawn, 0, SENSITIVITIES, known=known
+        ),
+        "roc_band": _specificities(drawn, len(SENSITIVITIES), BAND, known=known),
         "prevalence": _prevalences(
             split, settings, points[settings.policy], rates, drawn
         ),
@@ -311,8 +321,8 @@ def _measure(
         "subgroups": [group_figures(split, group, rates, drawn) for group in groups],
         "false_alarms_by_dx": false_alarms_by_diagnosis(split, flagged),
         "multiclass": class_figures(split, classes, rates, drawn) if classes else None,
-        "missed": _images(split, melanoma & ~flagged, highest_first=False),
-        "false_alarms": _images(split, ~melanoma & flagged, highest_first=True),
+        "missed": list_images(split, melanoma & ~flagged, highest_first=False),
+        "false_alarms": list_images(split, ~melanoma & flagged, highest_first=True),
     }
 
 
@@ -359,21 +369,25 @@ def _describe_point(
     }
 
 
-def _area(drawn: Resampled, name: str) -> Any:
+def _area(drawn: Resampled, name: str, *, known: bool, most: float = 1.0) -> Any:
+    """Return an area with its interval; of one lesion of a class nothing is known."""
     observed = float(getattr(drawn.observed, name)[0])
+    if not known:
+        return {"value": observed, "low": 0.0, "high": most}
     return percentile_interval(observed, getattr(drawn.replicates, name))
 
 
 def _specificities(
-    drawn: Resampled, start: int, sensitivities: Sequence[float]
+    drawn: Resampled, start: int, sensitivities: Sequence[float], *, known: bool
 ) -> list[dict[str, Any]]:
+    observed = drawn.observed.specificity_at[0, start:]
+    replicates = drawn.replicates.specificity_at[:, start:]
     return [
         {
             "sensitivity": wanted,
-            "specificity": percentile_interval(
-                float(drawn.observed.specificity_at[0, start + i]),
-                drawn.replicates.specificity_at[:, start + i],
-            ),
+            "specificity": percentile_interval(float(observed[i]), replicates[:, i])
+            if known
+            else {"value": float(observed[i]), "low": 0.0, "high": 1.0},
         }
         for i, wanted in enumerate(sensitivities)
     ]
@@ -439,21 +453,3 @@ def _decision_curve(
             prevalence - (1 - prevalence) * t / (1 - t) for t in DECISION_THRESHOLDS
         ],
     }
-
-
-def _images(
-    split: Predictions, held: BoolArray, *, highest_first: bool
-) -> list[dict[str, Any]]:
-    """List images by score, with what is known of them."""
-    rows = np.flatnonzero(held)
-    scores = -split.score[rows] if highest_first else split.score[rows]
-    rows = rows[np.argsort(scores, kind="stable")]
-    return [
-        {
-            "image_id": split.image_id[row],
-            "lesion_id": split.lesion_id[row],
-            "score": float(split.score[row]),
-            **{name: texts[row] for name, texts in split.details.items()},
-        }
-        for row in rows.tolist()
-    ]

@@ -12,6 +12,7 @@ import jinja2
 
 from mela_jax.evaluation import words
 from mela_jax.evaluation.checklist import ABOUT, fill_checklist
+from mela_jax.evaluation.rates import FEW_LESIONS
 
 ROLES = {
     "teacher": "Teacher",
@@ -201,6 +202,11 @@ def render(
             checklist=fill_checklist(metrics, leader, about, name=_name),
             scaling=SCALINGS,
             missed_lesions=_of_lesions(test["missed"]),
+            few_lesions=[
+                (test[f"{key}_lesions"], word)
+                for key, word in (("positive", "melanoma"), ("negative", "other"))
+                if test[f"{key}_lesions"] < FEW_LESIONS
+            ],
             zero_width=[
                 name
                 for name, model in models.items()
@@ -212,7 +218,7 @@ def render(
 
 def _grid(shown: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return how many of a hundred dots are filled: right decisions first."""
-    filled = round(100 * shown[name]["value"])
+    filled = words.hundredths(shown[name]["value"])
     # A single miss must not be rounded away.
     if filled == 100 and shown[name]["value"] < 1:
         filled = 99

@@ -131,6 +131,30 @@ def false_alarms_by_diagnosis(
     return sorted(rows, key=lambda row: (-row["flagged"], row["dx"]))
 
 
+def list_images(
+    split: Predictions, held: BoolArray, *, highest_first: bool
+) -> list[dict[str, Any]]:
+    """List images by score, with what is known of them.
+
+    Args:
+        split: the test set.
+        held: bool [N], which images.
+        highest_first: in this order of scores.
+    """
+    rows = np.flatnonzero(held)
+    scores = -split.score[rows] if highest_first else split.score[rows]
+    rows = rows[np.argsort(scores, kind="stable")]
+    return [
+        {
+            "image_id": split.image_id[row],
+            "lesion_id": split.lesion_id[row],
+            "score": float(split.score[row]),
+            **{name: texts[row] for name, texts in split.details.items()},
+        }
+        for row in rows.tolist()
+    ]
+
+
 def _groups(split: Predictions) -> Iterator[tuple[str, str, BoolArray]]:
     for by in DETAILS:
         texts = split.details.get(by)

@@ -57,27 +57,40 @@ def people(figure: Mapping[str, Any]) -> str:
     return f"{shown} ({low}{DASH}{high})"
 
 
+def hundredths(value: float) -> int:
+    """Return a share as whole hundredths, halves rounded up.
+
+    >>> hundredths(0.925), hundredths(0.4)
+    (93, 40)
+    """
+    # 0.145 is a little less than itself in binary.
+    return math.floor(100 * value + 0.5 + 1e-9)
+
+
 def of_hundred(figure: Mapping[str, Any]) -> str:
     """Return "about 95 (90 to 98)"; the interval is rounded outwards."""
-    hundredfold = 100 * figure["value"]
-    if hundredfold in (0, 100):
-        count = "none" if hundredfold == 0 else "all"
-    elif hundredfold < 0.5:
+    value = figure["value"]
+    # What is flagged and what is missed of a hundred add up to a hundred.
+    whole = 100 - hundredths(1 - value) if figure.get("rest") else hundredths(value)
+    if value in (0, 1):
+        count = "none" if value == 0 else "all"
+    elif whole == 0:
         count = "fewer than 1"
-    elif hundredfold >= 99.5:
+    elif whole == 100:
         count = "more than 99"
     else:
-        count = f"about {hundredfold:.0f}"
+        count = f"about {whole}"
     low, high = _outwards(figure, 100)
     return f"{count} ({low} to {high})"
 
 
-def rest(figure: Mapping[str, Any]) -> dict[str, float]:
-    """Return the complement of a share and of its interval."""
+def rest(figure: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the complement of a share and of its interval, marked as the rest."""
     return {
         "value": 1 - figure["value"],
         "low": 1 - figure["high"],
         "high": 1 - figure["low"],
+        "rest": True,
     }
 
 

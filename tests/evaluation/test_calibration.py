@@ -87,7 +87,8 @@ def test_scores_that_allow_no_map_are_left_alone_with_a_reason(method: str) -> N
     centre = np.random.default_rng(2).normal(size=label.size)
     for scores, reason in (
         (1 - score, r"do not rise with melanoma \(slope -"),
-        (np.full(label.size, 0.3), "are the same"),
+        (np.full(label.size, 0.3), "all the same"),
+        (1e-200 * (1 + label), "all the same"),
         # An untrained model: melanomas a millionth higher, in noise of that size.
         (0.5 + 1e-6 * (label + centre), r"slope would be \d\.?\d*e\+05"),
         (np.where(label == 1, 0.5001, 0.4999), "differ so little"),

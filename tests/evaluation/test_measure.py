@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tests.evaluation.models import (
     SETTINGS,
     TARGET,
     draw_models,
+    draw_split,
     evaluated,
 )
 
@@ -364,3 +366,41 @@ def test_the_guaranteed_policy_is_used_where_asked_for_and_possible(
 def test_settings_out_of_range_are_refused(change: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Settings(**change)
+
+
+@pytest.mark.parametrize(
+    ("melanomas", "others", "lesions"),
+    [(1, 1, "own"), (1, 40, "own"), (40, 1, "own"), (20, 60, "one"), (20, 60, "two")],
+)
+def test_next_to_nothing_is_known_from_next_to_no_lesions(
+    melanomas: int, others: int, lesions: str
+) -> None:
+    rng = np.random.default_rng(4)
+    label = np.r_[np.ones(melanomas, int), np.zeros(others, int)]
+    score = np.round(0.2 + 0.3 * label + 0.4 * rng.random(label.size), 2)
+    names = [f"t{k}" for k in range(label.size)]
+    lesion = {
+        "own": names,
+        "one": ["same"] * label.size,
+        "two": ["a" if y else "b" for y in label],
+    }[lesions]
+    few = Predictions(names, lesion, label, score)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        test = evaluate_model(draw_split("val", strength=2.0, seed=1), few, SETTINGS)[
+            "test"
+        ]
+    assert test["positive_lesions"] == (melanomas if lesions == "own" else 1)
+    assert test["negative_lesions"] == (others if lesions == "own" else 1)
+    for name in ("roc_auc", "pr_auc"):
+        assert (test[name]["low"], test[name]["high"]) == (0, 1)
+    assert test["partial_auc"]["high"] == pytest.approx(0.2)
+    band = test["roc_band"][0]["specificity"]
+    assert (band["low"], band["high"]) == (0, 1)
+    rates = test["operating_point"]["by_lesion"]
+    for name, lesions_of in (("sensitivity", 1), ("specificity", 0)):
+        n = len({x for x, y in zip(lesion, label, strict=True) if y == lesions_of})
+        # As wide as Wilson's for that many lesions, whatever the number of images.
+        width = rates[name]["high"] - rates[name]["low"]
+        assert width > 0.7 if n == 1 else width > 0.05
+    json.dumps(test, allow_nan=False)

@@ -271,7 +271,7 @@ def test_constant_scores_are_called_out_loudly(
     assert "flags every image of the test set" in page.text
     assert "it flags all (" in page.text
     assert "An interval of no width" in page.text
-    assert "all scores of validation are the same" in page.text
+    assert "the scores of validation are all the same" in page.text
 
 
 def test_a_missed_target_is_said_in_words(
