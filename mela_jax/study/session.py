@@ -143,12 +143,12 @@ def report(workdir: Path, *, storage: str) -> str:
     Raises:
       UserError: for anything that its user can mend.
     """
+    trials = load_trials(workdir, storage=storage)
+    plan = record.read(workdir).plan
     # Here, so that a worker needs no plotting, and a look at the runs no training.
     from mela_jax.pipeline import evaluation_settings
     from mela_jax.study.report import write_study_report
 
-    trials = load_trials(workdir, storage=storage)
-    plan = record.read(workdir).plan
     path = write_study_report(
         workdir,
         name=plan.name,

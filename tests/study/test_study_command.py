@@ -130,7 +130,13 @@ def test_other_overrides_are_refused(
         (["--workdir=W", "--study=STUDY", "--config.student.epoch=3"], "'epoch'"),
         (["--workdir=W", "--study=STUDY", "--config.student.epochs=0"], "epochs=0"),
         (["--workdir=W", "--study=STUDY", "--config.distill.alpha=0.3"], "is an axis"),
-        (["--workdir=W", "--study=STUDY", "--config.data.dir=/nowhere"], "/nowhere"),
+        (
+            [
+                *("--workdir=W", "--study=STUDY"),
+                *("--config.data.name=ham10000", "--config.data.dir=/nowhere"),
+            ],
+            "no data folder /nowhere",
+        ),
         (["--workdir=W", "--report"], "holds no study"),
     ],
 )
