@@ -28,6 +28,11 @@ from mela_jax.state import Variables
 from mela_jax.tflite import to_probability
 from mela_jax.train import Images, score
 
+# Steepest calibration that a file carries. Slopes are about 1; one of hundreds is
+# fitted to logits that hardly differ, and the last digits of float32, times that, would
+# be seen in the probability.
+MAX_SLOPE = 100.0
+
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
@@ -42,7 +47,8 @@ class FinishedRun:
         file does.
       variables: its variables, on the host.
       figures: the run's own figures of the model, from report/metrics.json.
-      calibration: from the model's calibration.json; "none" where it has no such file.
+      calibration: from the model's calibration.json, or "none".
+      calibration_means: the same in words, or why there is none.
       records: all images of the data set.
       images: the same, decoded, with the rows of each split.
     """
@@ -55,6 +61,7 @@ class FinishedRun:
     variables: Variables
     figures: dict[str, Any]
     calibration: Calibration
+    calibration_means: str
     records: list[Record]
     images: Images
 
@@ -122,7 +129,7 @@ def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
                 f"and {workdir / 'config.json'} says {config[field]}; the folder was "
                 "put together from two runs: take a whole workdir"
             )
-    calibration = _read_calibration(
+    calibration, calibration_means = _read_calibration(
         workdir / name,
         threshold=figures[name]["val"]["operating_point"]["threshold"],
     )
@@ -141,6 +148,7 @@ def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
         variables=jax.device_get(model.variables),
         figures=figures[name],
         calibration=calibration,
+        calibration_means=calibration_means,
         records=records,
         images=images,
     )
@@ -167,11 +175,12 @@ def _read_figures(workdir: Path) -> dict[str, Any]:
         ) from error
 
 
-def _read_calibration(folder: Path, *, threshold: float) -> Calibration:
-    """Read what the run fitted; runs from before there was calibration have nothing."""
+def _read_calibration(folder: Path, *, threshold: float) -> tuple[Calibration, str]:
+    """Return what the run fitted, as far as a file can carry it, and words for it."""
     path = folder / "calibration.json"
+    none = Calibration("none", 1.0, 0.0, threshold, threshold)
     if not path.exists():
-        return Calibration("none", 1.0, 0.0, threshold, threshold)
+        return none, "not calibrated: the run has no calibration"
     calibration = read_calibration(path)
     if calibration.threshold != threshold:
         raise UserError(
@@ -179,7 +188,18 @@ def _read_calibration(folder: Path, *, threshold: float) -> Calibration:
             f"the report has {threshold:.6g}; repeat the command of mela_jax.main that "
             "made the run"
         )
-    return calibration
+    if calibration.method == "none":
+        return none, "not calibrated: the run chose no calibration"
+    if calibration.a > MAX_SLOPE:
+        return none, (
+            f"not calibrated: the run's {calibration.method} calibration has a slope "
+            f"of {calibration.a:.4g}, which would magnify the rounding of the logits; "
+            "the network tells lesions hardly apart"
+        )
+    return calibration, (
+        f"{calibration.method}, fitted to the float model's logits on validation; "
+        "right for its share of melanomas and for no other"
+    )
 
 
 def _read_record(workdir: Path) -> dict[str, Any]:

@@ -99,10 +99,7 @@ def calibration(run: FinishedRun) -> dict[str, Any]:
         "method": fitted.method,
         "a": fitted.a,
         "b": fitted.b,
-        "means": "not calibrated: the run has no calibration, or chose none"
-        if fitted.method == "none"
-        else f"{fitted.method}, fitted to the float model's logits on validation; "
-        "right for its share of melanomas and for no other",
+        "means": run.calibration_means,
     }
 
 

@@ -157,11 +157,25 @@ def run(exported):
     return open_run(exported.parent, "baseline", data_dir=None)
 
 
-def test_without_a_calibration_the_probability_is_the_score(exported, tmp_path):
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        (None, "the run has no calibration"),
+        ({"method": "none", "a": 1.0, "b": 0.0}, "the run chose no calibration"),
+        ({"a": 504296.0, "b": 10856.0}, "has a slope of 5.043e+05"),
+    ],
+)
+def test_without_a_calibration_the_probability_is_the_score(
+    exported, tmp_path, change, why
+):
     workdir = tmp_path / "older"
     ignore = shutil.ignore_patterns("export", "checkpoints", "scalars", "teacher")
     shutil.copytree(exported.parent, workdir, ignore=ignore)
-    (workdir / "student" / "calibration.json").unlink()
+    path = workdir / "student" / "calibration.json"
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps(read_json(path) | change))
     older = open_run(workdir, "student", data_dir=None)
     options = options_for(workdir, "--model=student")
     metrics = to_tflite.Export(older, options, tmp_path).write(["float32"])
@@ -171,7 +185,8 @@ def test_without_a_calibration_the_probability_is_the_score(exported, tmp_path):
         entry["float_threshold"], rel=1e-4
     )
     content = (tmp_path / "student_float32.tflite").read_bytes()
-    assert "not calibrated" in read_metadata(content)["calibration"]["means"]
+    means = read_metadata(content)["calibration"]["means"]
+    assert means.startswith("not calibrated: ") and why in means
     calibrated = (exported / "student_float32.tflite").read_bytes()
     pixels = older.pixels("test")[:4]
     plain, before = (
