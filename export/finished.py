@@ -21,7 +21,7 @@ from mela_jax.data.records import Record
 from mela_jax.data.splits import SPLITS, read_splits
 from mela_jax.errors import UserError
 from mela_jax.evaluation.calibration import Calibration, read_calibration
-from mela_jax.evaluation.scores import Predictions
+from mela_jax.evaluation.scores import Predictions, read_predictions
 from mela_jax.models.zoo import create_model
 from mela_jax.pipeline import load_model
 from mela_jax.state import Variables
@@ -49,6 +49,7 @@ class FinishedRun:
       figures: the run's own figures of the model, from report/metrics.json.
       calibration: from the model's calibration.json, or "none".
       calibration_means: the same in words, or why there is none.
+      reported: by split the scores float64[n] that the run's report was made from.
       records: all images of the data set.
       images: the same, decoded, with the rows of each split.
     """
@@ -62,6 +63,7 @@ class FinishedRun:
     figures: dict[str, Any]
     calibration: Calibration
     calibration_means: str
+    reported: dict[str, np.ndarray]
     records: list[Record]
     images: Images
 
@@ -69,6 +71,14 @@ class FinishedRun:
     def threshold(self) -> float:
         """The run's operating point of the float model, on sigmoid(logit)."""
         return float(self.figures["val"]["operating_point"]["threshold"])
+
+    def flagged(self, split: str) -> np.ndarray:
+        """Return the decisions bool[n] that the run's report counted.
+
+        A network that is run again on another machine has other last digits, and the
+        lesion at the threshold is where they decide.
+        """
+        return self.reported[split] >= self.threshold
 
     def pixels(self, split: str) -> np.ndarray:
         """Return the images of a split, uint8[n, S, S, 3], read from the disk."""
@@ -149,6 +159,13 @@ def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
         figures=figures[name],
         calibration=calibration,
         calibration_means=calibration_means,
+        reported={
+            split: _read_scores(
+                workdir / "predictions" / f"{name}_{split}.csv",
+                [records[row].image_id for row in images.rows[split]],
+            )
+            for split in ("val", "test")
+        },
         records=records,
         images=images,
     )
@@ -200,6 +217,17 @@ def _read_calibration(folder: Path, *, threshold: float) -> tuple[Calibration, s
         f"{calibration.method}, fitted to the float model's logits on validation; "
         "right for its share of melanomas and for no other"
     )
+
+
+def _read_scores(path: Path, image_ids: list[str]) -> np.ndarray:
+    """Read the scores of a split, of these images in this order."""
+    predictions = read_predictions(path)
+    if list(predictions.image_id) != image_ids:
+        raise UserError(
+            f"{path}: holds other images than splits.csv; take the whole workdir of a "
+            "finished run"
+        )
+    return predictions.score
 
 
 def _read_record(workdir: Path) -> dict[str, Any]:

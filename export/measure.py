@@ -145,6 +145,7 @@ def measure(
         figures[split]["against_float"] = _against(
             float_model[split],
             file[split],
+            before=run.flagged(split),
             float_threshold=run.threshold,
             threshold=threshold,
         )
@@ -152,13 +153,17 @@ def measure(
 
 
 def _against(
-    float_model: Answers, file: Answers, *, float_threshold: float, threshold: float
+    float_model: Answers,
+    file: Answers,
+    *,
+    before: np.ndarray,
+    float_threshold: float,
+    threshold: float,
 ) -> dict[str, Any]:
     label = file.predictions.label
     difference = file.logits - float_model.logits
     uncalibrated = probability(file.logits)
     kept = confusion(label, uncalibrated, float_threshold)
-    before = probability(float_model.logits) >= float_threshold
     return {
         "logit_max": float(np.abs(difference).max()),
         "logit_rmse": float(np.sqrt(np.mean(difference**2))),

@@ -21,7 +21,13 @@ def test_flips_are_counted_by_what_they_do():
     labels = [1, 1, 1, 1, 0, 0, 0, 0]
     before = answers(labels, [0.9, 0.8, 0.2, 0.6, 0.7, 0.1, 0.3, 0.55])
     after = answers(labels, [0.9, 0.4, 0.7, 0.6, 0.2, 0.6, 0.3, 0.45])
-    found = measure._against(before, after, float_threshold=0.5, threshold=0.4)
+    found = measure._against(
+        before,
+        after,
+        before=before.predictions.score >= 0.5,
+        float_threshold=0.5,
+        threshold=0.4,
+    )
     kept = found["at_float_threshold"]
     assert kept["flips"] == {
         "all": 5,

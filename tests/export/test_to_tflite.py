@@ -311,6 +311,12 @@ def test_workdirs_that_cannot_be_exported_are_refused(
     line = refusal(capsys, f"--workdir={moved}")
     assert "not the images that" in line and "--data_dir" in line
 
+    mixed = copy("mixed")
+    path = mixed / "predictions" / "student_val.csv"
+    shutil.copyfile(mixed / "predictions" / "student_test.csv", path)
+    line = refusal(capsys, f"--workdir={mixed}")
+    assert "student_val.csv: holds other images" in line
+
     stale = copy("stale")
     path = stale / "student" / "calibration.json"
     path.write_text(json.dumps(read_json(path) | {"threshold": 0.5}))
