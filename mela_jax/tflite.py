@@ -166,7 +166,7 @@ def to_probability(
     """Return P(melanoma), float64 [B], of the logits of a model file.
 
     A file's own output "probability" is the same in float32, in which high
-    probabilities tie: all of a logit above 17 are exactly 1. What is measured and
+    probabilities tie: all of a logit above 17.4 are exactly 1. What is measured and
     decided on is this one.
 
     Args:

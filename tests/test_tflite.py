@@ -129,7 +129,7 @@ def test_scores_are_those_of_a_plain_interpreter(int8):
 
 
 def test_high_probabilities_do_not_tie():
-    logits = np.arange(17, 30, 0.5)
+    logits = np.arange(17.5, 30, 0.5)
     assert len(set((1 / (1 + np.exp(-logits))).astype(np.float32))) == 1
     assert len(set(tflite.to_probability(logits, {"a": 1.0, "b": 0.0}))) == len(logits)
 
