@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,23 +65,26 @@ class Worker:
           Stopped: after SIGTERM or Ctrl-C.
         """
         waited_for = -1
-        while True:
-            turn = contextlib.ExitStack()
-            with turn:
-                turn.enter_context(self.queue.lock())
-                self.queue.mend(forgive=retry_failed)
-                retry_failed = False
-                states = [verdict.state for _, verdict in self.queue.verdicts()]
+        with _interrupts() as was_told_to_stop:
+            while True:
+                with contextlib.ExitStack() as turn:
+                    turn.enter_context(self.queue.lock())
+                    self.queue.mend(forgive=retry_failed)
+                    retry_failed = False
+                    states = [verdict.state for _, verdict in self.queue.verdicts()]
+                    if "waiting" in states:
+                        self._take_one(turn)
+                if was_told_to_stop():
+                    raise KeyboardInterrupt
                 if "waiting" in states:
-                    self._take_one(turn)
                     continue
-            running = states.count("running")
-            if not running:
-                return
-            if running != waited_for:
-                logging.info("waiting for %d runs of other workers", running)
-                waited_for = running
-            time.sleep(self.pause)
+                running = states.count("running")
+                if not running:
+                    return
+                if running != waited_for:
+                    logging.info("waiting for %d runs of other workers", running)
+                    waited_for = running
+                time.sleep(self.pause)
 
     def _take_one(self, turn: contextlib.ExitStack) -> None:
         """Take a waiting trial and run it; `turn` is closed once it is ours."""
@@ -174,6 +178,27 @@ class Worker:
             raise _Failed from error
         logging.info("%s: done in %.0f s", run.key, time.monotonic() - began)
         return value
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Let SIGTERM do what Ctrl-C does, and remember either.
+
+    An interrupt that falls into a callback of the garbage collector is lost.
+    """
+    told = False
+
+    def interrupt(signum: int, frame: object) -> None:
+        nonlocal told
+        told = True
+        raise KeyboardInterrupt
+
+    handlers = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: told
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def choose(plan: Plan, trial: optuna.Trial) -> Setting:

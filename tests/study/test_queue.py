@@ -1,6 +1,9 @@
 """What has become of a run follows from its trials; failures stay where they belong."""
 
+import contextlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import optuna
@@ -234,3 +237,20 @@ def test_a_run_that_goes_on_reports_the_epochs_from_before(tmp_path: Path):
     )
     assert study.trials[0].intermediate_values == {1: 0.5, 2: 0.6, 3: 0.7}
     assert study.trials[0].value == 0.7
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_falls_where_it_is_lost_still_ends_the_worker(
+    tmp_path: Path, signum: int
+):
+    healthy = make_job(tmp_path / "log.txt", seconds=0)
+
+    def job(config, folder, on_epoch):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signum)
+        return healthy(config, folder, on_epoch)
+
+    with pytest.raises(KeyboardInterrupt):
+        work(tmp_path, job)
+    # The run in which it fell has ended, and no other has begun.
+    assert len(lines(tmp_path)) == 2
