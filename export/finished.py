@@ -20,18 +20,13 @@ from mela_jax.data.load import load_records
 from mela_jax.data.records import Record
 from mela_jax.data.splits import SPLITS, read_splits
 from mela_jax.errors import UserError
-from mela_jax.evaluation.calibration import Calibration, read_calibration
+from mela_jax.evaluation.calibration import SLOPES, Calibration, read_calibration
 from mela_jax.evaluation.scores import Predictions, read_predictions
 from mela_jax.models.zoo import create_model
 from mela_jax.pipeline import load_model
 from mela_jax.state import Variables
 from mela_jax.tflite import to_probability
 from mela_jax.train import Images, score
-
-# Steepest calibration that a file carries. Slopes are about 1; one of hundreds is
-# fitted to logits that hardly differ, and the last digits of float32, times that, would
-# be seen in the probability.
-MAX_SLOPE = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,10 +134,7 @@ def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
                 f"and {workdir / 'config.json'} says {config[field]}; the folder was "
                 "put together from two runs: take a whole workdir"
             )
-    calibration, calibration_means = _read_calibration(
-        workdir / name,
-        threshold=figures[name]["val"]["operating_point"]["threshold"],
-    )
+    calibration, calibration_means = _read_calibration(workdir / name, figures[name])
     records, images = _load_images(config, workdir, record)
     return FinishedRun(
         name=name,
@@ -192,10 +184,16 @@ def _read_figures(workdir: Path) -> dict[str, Any]:
         ) from error
 
 
-def _read_calibration(folder: Path, *, threshold: float) -> tuple[Calibration, str]:
+def _read_calibration(
+    folder: Path, figures: Mapping[str, Any]
+) -> tuple[Calibration, str]:
     """Return what the run fitted, as far as a file can carry it, and words for it."""
     path = folder / "calibration.json"
+    threshold = figures["val"]["operating_point"]["threshold"]
     none = Calibration("none", 1.0, 0.0, threshold, threshold)
+    # A calibration.json that lies there all the same is from before.
+    if figures.get("uncalibrated"):
+        return none, f"not calibrated: {figures['uncalibrated']}"
     if not path.exists():
         return none, "not calibrated: the run has no calibration"
     calibration = read_calibration(path)
@@ -207,11 +205,11 @@ def _read_calibration(folder: Path, *, threshold: float) -> tuple[Calibration, s
         )
     if calibration.method == "none":
         return none, "not calibrated: the run chose no calibration"
-    if calibration.a > MAX_SLOPE:
+    # As the run itself would judge today.
+    if not SLOPES[0] <= calibration.a <= SLOPES[1]:
         return none, (
             f"not calibrated: the run's {calibration.method} calibration has a slope "
-            f"of {calibration.a:.4g}, which would magnify the rounding of the logits; "
-            "the network tells lesions hardly apart"
+            f"of {calibration.a:.4g}, which says nothing of the model"
         )
     return calibration, (
         f"{calibration.method}, fitted to the float model's logits on validation; "

@@ -5,7 +5,7 @@ Real images are looked for in the folder that the environment variable
 them skip, with the reason, where they are absent.
 """
 
-import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from mela_jax.evaluation.calibration import (  # noqa: E402
-    read_calibration,
+    Calibration,
     write_calibration,
 )
 from tests.job import Job  # noqa: E402
@@ -79,11 +79,15 @@ def exported(job: Job, finished: Path) -> Path:
     """Return the export of all modes of a finished run. Tests must not change it."""
     workdir = job.root / "exported"
     shutil.copytree(finished, workdir)
-    # The network is hardly trained: its logits differ by rounding, and the slope that
-    # was fitted to them is beyond what a file carries.
-    path = workdir / "student" / "calibration.json"
-    fitted = dataclasses.replace(read_calibration(path), a=0.8, b=-0.3)
-    write_calibration(path, fitted, about={})
+    # The network is hardly trained, and its logits too much alike for a calibration.
+    report = workdir / "report" / "metrics.json"
+    metrics = json.loads(report.read_text())
+    figures = metrics["models"]["student"]
+    threshold = figures["val"]["operating_point"]["threshold"]
+    made_up = Calibration("platt", 0.8, -0.3, threshold, threshold)
+    write_calibration(workdir / "student" / "calibration.json", made_up, about={})
+    figures["uncalibrated"] = None
+    report.write_text(json.dumps(metrics))
     # Likewise, whether its int8 file is within the tolerance, and so which recipe it
     # takes, would be a matter of rounding.
     done = job.run_module(

@@ -158,15 +158,16 @@ def run(exported):
 
 
 @pytest.mark.parametrize(
-    "change, why",
+    "change, uncalibrated, why",
     [
-        (None, "the run has no calibration"),
-        ({"method": "none", "a": 1.0, "b": 0.0}, "the run chose no calibration"),
-        ({"a": 504296.0, "b": 10856.0}, "has a slope of 5.043e+05"),
+        (None, None, "the run has no calibration"),
+        ({}, "the fit does not settle", "the fit does not settle"),
+        ({"method": "none", "a": 1.0, "b": 0.0}, None, "the run chose no calibration"),
+        ({"a": 504296.0, "b": 10856.0}, None, "has a slope of 5.043e+05"),
     ],
 )
 def test_without_a_calibration_the_probability_is_the_score(
-    exported, tmp_path, change, why
+    exported, tmp_path, change, uncalibrated, why
 ):
     workdir = tmp_path / "older"
     ignore = shutil.ignore_patterns("export", "checkpoints", "scalars", "teacher")
@@ -176,6 +177,10 @@ def test_without_a_calibration_the_probability_is_the_score(
         path.unlink()
     else:
         path.write_text(json.dumps(read_json(path) | change))
+    path = workdir / "report" / "metrics.json"
+    report = read_json(path)
+    report["models"]["student"]["uncalibrated"] = uncalibrated
+    path.write_text(json.dumps(report))
     older = open_run(workdir, "student", data_dir=None)
     options = options_for(workdir, "--model=student")
     metrics = to_tflite.Export(older, options, tmp_path).write(["float32"])

@@ -133,9 +133,9 @@ def test_other_overrides_are_refused(
         (
             [
                 *("--workdir=W", "--study=STUDY"),
-                *("--config.data.name=ham10000", "--config.data.dir=/nowhere"),
+                *("--config.data.name=ham10000", "--config.data.dir=/not/here"),
             ],
-            "no data folder /nowhere",
+            "no data folder /not/here",
         ),
         (["--workdir=W", "--report"], "holds no study"),
     ],
