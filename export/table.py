@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jinja2
+from mela_jax.evaluation.page import make_environment
 
 # Where the report of the run has a place for the exported files.
 _PLACE = re.compile("(<!-- exported files -->).*(<!-- end of exported files -->)", re.S)
@@ -63,14 +63,8 @@ def show_in(page: str, metrics: Mapping[str, Any]) -> str | None:
     """
     if not _PLACE.search(page):
         return None
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("export"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    shown = environment.get_template("exported.html.j2").render(
+    template = make_environment("export").get_template("exported.html.j2")
+    shown = template.render(
         sections=list(_sections(metrics)),
         warnings=list(_warnings(metrics)),
         stories={name: _story(file) for name, file in metrics["files"].items()},
