@@ -51,6 +51,9 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
             shown = ", ".join(f"{k}={v:.6g}" for k, v in sorted(values.items()))
             logging.info("%s: step %d: %s", self._name, step, shown)
         else:
+            if "train/loss" in values:
+                loss = f"{values['train/loss']:.4f}"
+                self._bar.set_postfix(loss=loss, refresh=False)
             self._bar.update(step - self._bar.n)
 
     def line(self, text: str) -> None:
