@@ -26,7 +26,7 @@ from mela_jax.study.sections import (
     setting_text,
     short_names,
     value_text,
-    warnings_of,
+    view_of,
 )
 
 _COSTS = {
@@ -46,12 +46,7 @@ def describe_grid(results: Mapping[str, Any]) -> View:
     Args:
         results: what results.json holds.
     """
-    return View(
-        title=f"Study: {results['name']}",
-        warnings=warnings_of(results),
-        lead=_lead(results),
-        sections=[part for part in _sections(results) if part is not None],
-    )
+    return view_of(results, lead=_lead(results), sections=_sections(results))
 
 
 def _lead(results: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from mela_jax.study.sections import (
     runs_section,
     setting_text,
     value_text,
-    warnings_of,
+    view_of,
 )
 
 
@@ -32,12 +32,7 @@ def describe_tuning(results: Mapping[str, Any]) -> View:
     Args:
         results: what results.json holds.
     """
-    return View(
-        title=f"Study: {results['name']}",
-        warnings=warnings_of(results),
-        lead=_lead(results),
-        sections=[part for part in _sections(results) if part is not None],
-    )
+    return view_of(results, lead=_lead(results), sections=_sections(results))
 
 
 def _lead(results: Mapping[str, Any]) -> list[str]:

@@ -99,7 +99,28 @@ def render(view: View, suffix: str) -> str:
     return text if suffix == "html" else text.replace("\N{WORD JOINER}", "")
 
 
-def warnings_of(results: Mapping[str, Any]) -> list[str]:
+def view_of(
+    results: Mapping[str, Any],
+    *,
+    lead: Sequence[str],
+    sections: Sequence[Section | None],
+) -> View:
+    """Return a report with its title and warnings; None is no section.
+
+    Args:
+        results: what results.json holds.
+        lead: what was found, in a few sentences.
+        sections: in order.
+    """
+    return View(
+        title=f"Study: {results['name']}",
+        warnings=_warnings(results),
+        lead=lead,
+        sections=[part for part in sections if part is not None],
+    )
+
+
+def _warnings(results: Mapping[str, Any]) -> list[str]:
     """Return what must be known before any figure."""
     found = []
     if results["made_up_data"]:
