@@ -128,6 +128,33 @@ def test_colour_changes_by_hand():
     np.testing.assert_allclose(third @ [90, 90, 90], [90] * 3, atol=0.05)
 
 
+@pytest.mark.parametrize("size", [13, 20, 31])
+def test_warps_are_tensorflows(images, size):
+    """Turned, cropped, past the border; noise, so that a wrong place shows."""
+    import tensorflow as tf
+
+    transforms, _ = draw_views(
+        seed=0,
+        epoch=0,
+        indices=np.arange(len(images)),
+        settings=ON,
+        size_in=20,
+        size_out=size,
+    )
+    same_colours = np.tile(np.eye(3, 4, dtype=np.float32), (len(images), 1, 1))
+    views = augment_batch(images, transforms, same_colours, size=size)
+    expected = tf.raw_ops.ImageProjectiveTransformV3(
+        images=images.astype(np.float32),
+        transforms=np.pad(transforms.reshape(-1, 6), ((0, 0), (0, 2))),
+        output_shape=[size, size],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+    )
+    # Of 256 grey levels: float32's rounding of coordinates.
+    np.testing.assert_allclose(views, expected, atol=0.01)
+
+
 def test_range_and_spread(images):
     """Strong changes stay in [0, 255] and differ between images and epochs."""
     strong = dataclasses.replace(ON, brightness=0.9, contrast=0.9)
