@@ -3,13 +3,13 @@
 python -m mela_jax.study --study=configs/studies/recurring_views.py --workdir=runs/views
 """
 
-from configs.studies import proposal_ablation_small
+from configs.studies import proposal_ablation_cpu
 from mela_jax.study.spec import Study
 
 
 def get_study() -> Study:
     """Return the study."""
-    base = proposal_ablation_small.get_study().base
+    base = proposal_ablation_cpu.get_study().base
     base.student.epochs = 6
     return Study(
         base=base,
