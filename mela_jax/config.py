@@ -286,34 +286,46 @@ def unknown_field(error: AttributeError | KeyError) -> str:
     return f"--config: no field {field!r}{hint}; the fields are: {names}"
 
 
-def mistake_in_file(error: BaseException | None) -> str | None:
-    """Say in one line what a configuration file does wrong, and where.
+def mistake_in_file(
+    error: BaseException | None,
+    *,
+    flag: str = "--config",
+    module: str = _FILE_MODULE,
+    function: str = "get_config",
+) -> str | None:
+    """Say in one line what a configuration or study file does wrong, and where.
 
     Args:
       error: what loading the file raised, or an error raised while handling that.
+      flag: the one that names the file.
+      module: the name under which the file was imported.
+      function: the one that the file must have.
 
     Returns:
-      The line, or None where the error does not come from a configuration file.
+      The line, or None where the error does not come from such a file.
     """
+    folder = "configs/studies/" if flag == "--study" else "configs/"
     while error is not None:
-        if isinstance(error, AttributeError) and error.name == "get_config":
+        if isinstance(error, AttributeError) and error.name == function:
             file = getattr(error.obj, "__file__", "the file")
             return (
-                f"--config: {file} has no function get_config(); begin with a copy of"
-                " a file of configs/"
+                f"{flag}: {file} has no function {function}(); begin with a copy of"
+                f" a file of {folder}"
             )
         place = None
         for frame, number in traceback.walk_tb(error.__traceback__):
-            if frame.f_globals.get("__name__") == _FILE_MODULE:
+            if frame.f_globals.get("__name__") == module:
                 place = f"{frame.f_code.co_filename}, line {number}"
         what = str(error)
-        # Of code that cannot be read there is no frame.
-        if isinstance(error, SyntaxError) and Path(error.filename or "").is_file():
-            place, what = f"{error.filename}, line {error.lineno}", error.msg
+        # Of code that cannot be read there is no frame, and of null bytes no line.
+        if isinstance(error, SyntaxError):
+            what, place = error.msg, "the file"
+            if error.filename:
+                place = f"{error.filename}, line {error.lineno}"
         if place:
             what = " ".join([f"{type(error).__name__}:", *what.split()])
             return (
-                f"--config: {place}: {what}; correct that line (the fields are"
+                f"{flag}: {place}: {what}; correct that line (the fields are"
                 " explained in mela_jax/config.py)"
             )
         error = error.__cause__ or error.__context__

@@ -108,6 +108,7 @@ def test_wrong_command_line(
             2,
             ["FileNotFoundError:", "'/no/such/file'"],
         ),
+        ("x = 3\0\n", None, ["null bytes"]),
         ("seed = 3\n", None, ["has no function get_config()", "configs/"]),
         ("def get_config():\n    return {'seed': 3}\n", None, ["{'seed': 3}"]),
         ("def get_config():\n    pass\n", None, ["get_config()", "None"]),

@@ -4,8 +4,8 @@ r"""Loss, head, temperature and mixing weight, each against no distillation.
         --workdir=runs/ablation --config.data.dir=/path/to/HAM10000
 
 15 settings, 3 seeds, on the flagship's configuration: for GPUs. Not run to the end yet.
-`proposal_ablation_cpu.py` is the same on 2 cores, `proposal_ablation_small.py` on made-up
-lesions in minutes.
+`proposal_ablation_cpu.py` is the same on 2 cores, `proposal_ablation_small.py` on
+made-up lesions in minutes.
 """
 
 from typing import Any

@@ -17,8 +17,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mela_jax.config import CHOICES, default, flatten, validate
+from mela_jax.config import CHOICES, default, flatten, mistake_in_file, validate
 from mela_jax.errors import UserError
+
+# The name under which the file of `--study` is imported.
+_FILE_MODULE = "study_file"
 
 METHODS = ("grid", "tune")
 PRUNERS = ("none", "median", "hyperband")
@@ -181,7 +184,7 @@ def load_study(path: Path) -> Study:
         raise UserError(
             f"--study={path}: there is no such file; give one of configs/studies/"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(_FILE_MODULE, path)
     if spec is None or spec.loader is None:
         raise UserError(f"--study={path}: is not a Python file")
     module = importlib.util.module_from_spec(spec)
@@ -192,10 +195,11 @@ def load_study(path: Path) -> Study:
         raise
     # Anything may go wrong in somebody's file.
     except Exception as error:
+        mistake = mistake_in_file(
+            error, flag="--study", module=_FILE_MODULE, function="get_study"
+        )
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"--study={path}: cannot be run ({type(error).__name__}: {reason})"
-        ) from error
+        raise UserError(mistake or f"--study={path}: {reason}") from error
     if not isinstance(study, Study):
         raise UserError(
             f"--study={path}: get_study() returned {type(study).__name__}, not a"

@@ -192,14 +192,20 @@ def test_different_runs_have_different_folders():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("x = 1", "AttributeError"),
+        ("x = 1", "has no function get_study().*configs/studies/"),
         ("def get_study(): return 3", "returned int"),
-        ("import no_such_module", "no_such_module"),
-        ("def get_study(:", "SyntaxError"),
+        ("import no_such_module", "line 1: ModuleNotFoundError.*no_such_module"),
+        ("\ndef get_study(:", "line 2: SyntaxError"),
+        ("x = 1\0", "null bytes"),
         (
             "from configs import tiny\n"
             "def get_study():\n    c = tiny.get_config()\n    c.no_field = 1",
-            "no_field",
+            "study.py, line 4: AttributeError.*no_field",
+        ),
+        (
+            "import configs.tiny\n"
+            "def get_study():\n    return open(configs.tiny.nothing)",
+            "study.py, line 3: AttributeError.*nothing",
         ),
     ],
 )
