@@ -15,6 +15,7 @@ from mela_jax.study.sections import (
     Section,
     Table,
     View,
+    change_text,
     columns_of,
     cost_cells,
     coverage_bullets,
@@ -23,6 +24,7 @@ from mela_jax.study.sections import (
     list_text,
     plot_prefix,
     runs_section,
+    setting_cells,
     setting_text,
     short_names,
     value_text,
@@ -91,9 +93,7 @@ def _settings_section(results: Mapping[str, Any]) -> Section:
     target = words.target(results["target_sensitivity"])
     cells = []
     for row in rows:
-        own = [
-            value_text(row["setting"][k]) if k in row["setting"] else "" for k in names
-        ]
+        own = setting_cells(row["setting"], names)
         first = f"{row['number']}{' (reference)' if row['number'] == 1 else ''}"
         if row["figures"] is None:
             done = f"{row['runs_complete']} of {row['runs_planned']} runs complete"
@@ -127,7 +127,8 @@ def _settings_section(results: Mapping[str, Any]) -> Section:
         "precision. A specificity is worth no more than the sensitivity beside it. "
         "Training time is that of the student alone, in its last uninterrupted "
         "stretch; machines may differ.",
-        "Fields without a prefix are the student's: loss is student.loss.",
+        "Fields without a prefix are the student's: loss is student.loss. A dash: the "
+        "field does nothing in that row.",
     ]
     boxes = [
         f"Row {row['number']} flags every image with at least one seed: its threshold "
@@ -164,14 +165,18 @@ def _settings_section(results: Mapping[str, Any]) -> Section:
 
 def _comparison_section(results: Mapping[str, Any]) -> Section:
     found = results["comparisons"]
-    names = {row["number"]: setting_text(row["setting"]) for row in results["rows"]}
-    before = [f"Reference: row 1, {names[1]}. Each row minus the reference."]
+    settings = {row["number"]: row["setting"] for row in results["rows"]}
+    before = [
+        f"Reference: row 1, {setting_text(settings[1])}. Each row is named by what it "
+        "changes there; the figures are the row's minus the reference's."
+    ]
     if not found:
         before.append("Nothing to compare yet: no seed is complete in both.")
         return Section("compare", "Against the reference", before=before)
     rows = []
     for row in found:
-        cells = [f"{row['number']}: {names[row['number']]}"]
+        changes = change_text(settings[row["number"]], settings[1])
+        cells = [f"{row['number']}: {changes}"]
         for name in JUDGED:
             figure = row[name]
             cells += [

@@ -20,8 +20,8 @@ from mela_jax.study.sections import (
     list_text,
     plot_prefix,
     runs_section,
+    setting_cells,
     setting_text,
-    value_text,
     view_of,
 )
 
@@ -149,7 +149,7 @@ def _tried_section(results: Mapping[str, Any]) -> Section:
         rows.append(
             [
                 f"{row['number']}{' (chosen)' if row['number'] == best else ''}",
-                *(value_text(row["setting"].get(name, "")) for name in names),
+                *setting_cells(row["setting"], names),
                 f"{val['roc_auc']:.3f}" if val else "",
                 f"{val['pr_auc']:.3f}" if val else "",
                 words.percent(val["specificity_at_target"]) if val else "",

@@ -1,6 +1,6 @@
 """The parts of a study's report, and the words that all of them share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -206,14 +206,64 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
+def in_force(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a setting that do something, beside its other fields.
+
+    Without distillation nothing hangs on the teacher; only the focal loss has a gamma.
+
+    >>> in_force({"distill.enabled": False, "distill.alpha": 0.5})
+    {'distill.enabled': False}
+    >>> in_force({"student.loss": "bce", "student.focal_gamma": 2.0})
+    {'student.loss': 'bce'}
+    """
+    idle = set()
+    if setting.get("distill.enabled") is False:
+        idle = {k for k in setting if k.startswith(("distill.", "teacher."))}
+        idle.remove("distill.enabled")
+    for stage in ("teacher", "student"):
+        if setting.get(f"{stage}.loss", "focal") != "focal":
+            idle |= {f"{stage}.focal_gamma", f"{stage}.focal_alpha"}
+    return {field: value for field, value in setting.items() if field not in idle}
+
+
 def setting_text(setting: Mapping[str, Any]) -> str:
-    """Return a setting in one line.
+    """Return a setting in one line, without what does nothing in it.
 
     >>> setting_text({"student.loss": "focal", "distill.alpha": 0.5})
     'loss focal, distill.alpha 0.5'
     """
-    names = short_names(list(setting))
-    return ", ".join(f"{names[k]} {value_text(v)}" for k, v in setting.items())
+    shown = in_force(setting)
+    names = short_names(list(shown))
+    return ", ".join(f"{names[k]} {value_text(v)}" for k, v in shown.items())
+
+
+def change_text(setting: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    """Return in one line what a setting changes in the reference.
+
+    >>> change_text({"student.pool": "max"}, {"student.pool": "avg"})
+    'pool max'
+    """
+    base = in_force(reference)
+    changes = {
+        field: value
+        for field, value in in_force(setting).items()
+        if field not in base or base[field] != value
+    }
+    return setting_text(changes) or "nothing that has an effect"
+
+
+def setting_cells(setting: Mapping[str, Any], fields: Iterable[str]) -> list[str]:
+    """Return a setting as cells of a table, a dash where a field does nothing.
+
+    Args:
+        setting: config field -> value.
+        fields: of all settings, in order.
+    """
+    shown = in_force(setting)
+    return [
+        value_text(shown[field]) if field in shown else "\N{EN DASH}"
+        for field in fields
+    ]
 
 
 def fold_text(fold: int) -> str:

@@ -354,6 +354,39 @@ def test_the_pages_stand_alone_and_their_tables_are_whole(whole):
     assert all(len(each) == 1 for each in widths)
 
 
+def test_a_row_is_named_by_what_it_changes(whole):
+    _, html, markdown = whole
+    for name in ("2: distill.alpha 0.1", "4: pool max"):
+        assert f"| {name} |" in markdown
+        assert f"<td>{name}</td>" in html
+
+
+def test_a_field_that_does_nothing_in_a_row_is_not_shown_there(tmp_path):
+    val, test = (draw_scores(s, strength=2, run=(0,)) for s in ("val", "test"))
+    alone, taught = (
+        {"distill.enabled": on, "distill.alpha": 0.5, "student.loss": "bce"}
+        for on in (False, True)
+    )
+    trials = [
+        write_trial(tmp_path, i, cell, seed=0, val=val, test=test)
+        for i, cell in enumerate((alone, taught))
+    ]
+    path = write_study_report(
+        tmp_path,
+        name="ablation",
+        axes={"distill.enabled": (False, True)},
+        reference=alone,
+        trials=trials,
+        settings=SETTINGS,
+        cells=[alone, taught],
+    )
+    markdown = path.with_suffix(".md").read_text()
+    assert "| 1 (reference) | no | – | bce |" in markdown
+    assert "| 2 | yes | 0.5 | bce |" in markdown
+    assert "Reference: row 1, distill.enabled no, loss bce." in markdown
+    assert "| 2: distill.enabled yes, distill.alpha 0.5 |" in markdown
+
+
 def test_plots_lie_beside_the_markdown(crossed):
     trials, (_, _, markdown) = crossed
     folder = trials[0].workdir.parent.parent / "report"
