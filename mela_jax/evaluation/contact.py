@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mela_jax.errors import UserError
-from mela_jax.evaluation.page import DIAGNOSES, Thumbnail
+from mela_jax.evaluation.page import Thumbnail, diagnosis_name
 from mela_jax.evaluation.subgroups import UNKNOWN
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -60,7 +60,7 @@ def thumbnails(
 
 def _notes(row: Mapping[str, Any]) -> list[str]:
     dx = row.get("dx")
-    notes = [DIAGNOSES.get(dx, dx)] if dx else []
+    notes = [diagnosis_name(dx)] if dx else []
     if row.get("age"):
         notes.append(f"{float(row['age']):g} y")
     notes += [row[name] for name in ("sex", "localization") if row.get(name)]

@@ -54,6 +54,15 @@ SCALINGS = {"platt": "Platt scaling", "temperature": "temperature scaling"}
 OTHER_CANCERS = ("ak", "akiec", "bcc", "scc")
 
 
+def diagnosis_name(code: str) -> str:
+    """Return the name of a diagnosis, or what is not known as it stands.
+
+    >>> diagnosis_name("BKL"), diagnosis_name("wart")
+    ('benign keratosis', 'wart')
+    """
+    return DIAGNOSES.get(code.lower(), code)
+
+
 @dataclass(frozen=True)
 class Plot:
     """A plot of the report.
@@ -144,7 +153,7 @@ def make_environment(*packages: str) -> jinja2.Environment:
         rest=words.rest,
         amount=words.amount,
         p_value=words.p_value,
-        dx=lambda name: DIAGNOSES.get(name.lower(), name),
+        dx=diagnosis_name,
     )
     return environment
 
@@ -313,7 +322,7 @@ def _comparisons(
 
 def _name(key: str) -> str:
     """Return the name of a column or of a diagnosis in a sentence."""
-    return BY[key].lower() if key in BY else DIAGNOSES.get(key, key)
+    return BY[key].lower() if key in BY else diagnosis_name(key)
 
 
 def _of_lesions(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -351,6 +351,11 @@ def _run(options: argparse.Namespace) -> None:
         prevalences = tuple(float(p) for p in options.prevalences.split(",") if p)
     except ValueError as error:
         raise UserError(f"--prevalences={options.prevalences}: {error}") from error
+    if options.bootstrap < 100:
+        raise UserError(
+            f"--bootstrap={options.bootstrap}: give 100 or more; the ends of an"
+            " interval need that many replicates"
+        )
     settings = Settings(
         target=options.target,
         policy=options.policy,

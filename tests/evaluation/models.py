@@ -9,7 +9,7 @@ from mela_jax.evaluation.scores import Predictions
 
 TARGET = 0.9
 MODELS = ("teacher", "student", "baseline")
-SETTINGS = Settings(target=TARGET, num_bootstrap=60)
+SETTINGS = Settings(target=TARGET, num_bootstrap=100)
 
 
 def draw_split(split: str, *, strength: float, seed: int) -> Predictions:

@@ -228,7 +228,7 @@ def test_the_melanoma_figures_are_those_without_the_other_classes() -> None:
 def test_the_command_line_reports_all_diagnoses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--bootstrap=50", "--target=0.9"]
+    flags = ["--bootstrap=100", "--target=0.9"]
     for name in ("val", "test"):
         split = draw(name)
         classes = split.classes

@@ -139,7 +139,7 @@ def test_top_level_keys_and_order(folder: Path) -> None:
         "student_minus_baseline",
         "student_minus_teacher",
     ]
-    assert metrics["settings"]["num_bootstrap"] == 60
+    assert metrics["settings"]["num_bootstrap"] == 100
     assert metrics["run"]["config"] == "configs/tiny.py"
 
 
@@ -349,7 +349,7 @@ def csvs(tmp_path: Path, predictions: dict[str, dict[str, Predictions]]) -> list
         f"--val={tmp_path / 'val.csv'}",
         f"--test={tmp_path / 'test.csv'}",
         f"--output={tmp_path / 'out'}",
-        "--bootstrap=60",
+        "--bootstrap=100",
         f"--target={TARGET}",
     ]
 
@@ -395,6 +395,7 @@ def test_the_command_line_compares_two_models(
         (["--policy=guaranteed", "--target=0.99"], "too few to guarantee"),
         (["--target=2"], "target sensitivity 2"),
         (["--prevalences=0.1,x"], "--prevalences=0.1,x"),
+        (["--bootstrap=1"], "--bootstrap=1: give 100 or more"),
         (["--prevalences=0"], "prevalence 0"),
         (["--metadata=absent.csv"], "absent.csv"),
         (["--images=absent"], "no such folder"),
