@@ -159,7 +159,10 @@ def _is_trade(row: Mapping[str, Any]) -> bool:
 
 
 def main_effects(
-    axes: Mapping[str, Sequence[Any]], rows: Sequence[Row], runs: Runs
+    axes: Mapping[str, Sequence[Any]],
+    rows: Sequence[Row],
+    runs: Runs,
+    reference: Row,
 ) -> list[dict[str, Any]]:
     """Average over all other axes, level by level.
 
@@ -170,18 +173,23 @@ def main_effects(
         axes: name -> levels.
         rows: of the grid.
         runs: row number -> seed -> judged run.
+        reference: its level of an axis is what the other levels are compared with.
 
     Returns:
         For each axis with two levels or more: "axis", "combinations" (of the other
-        axes that were averaged over), "seeds", and "levels": each {"level", "roc_auc",
-        "specificity"} with intervals; empty where no combination is complete.
+        axes that were averaged over), "seeds", "against" (the reference's level), and
+        "levels", numbers in order: each {"level", "roc_auc", "specificity"} with
+        intervals and "difference": {"roc_auc", "specificity", "sensitivity"} as of
+        `difference_over_seeds`, None for the reference's level. No levels where no
+        combination is complete.
     """
     by_key = {setting_key(row.setting): row for row in rows if row.seeds}
     effects = []
-    for axis, levels in axes.items():
-        if len(levels) < 2:
+    for axis, unordered in axes.items():
+        if len(unordered) < 2:
             continue
-        lines = _complete_lines(axis, axes, by_key)
+        levels = _in_order(unordered)
+        lines = _complete_lines(axis, {**axes, axis: levels}, by_key)
         seeds = sorted(
             set.intersection(*(set(row.seeds) for line in lines for row in line))
             if lines
@@ -191,21 +199,38 @@ def main_effects(
             "axis": axis,
             "combinations": len(lines) if seeds else 0,
             "seeds": seeds,
+            "against": reference.setting[axis],
             "levels": [],
         }
-        for i, level in enumerate(levels if seeds else ()):
-            stacks = {
-                name: [_stack(runs[line[i].number], seeds, name) for line in lines]
-                for name in JUDGED
+        means = [
+            {
+                name: _mean_stack([runs[line[i].number] for line in lines], seeds, name)
+                for name in (*JUDGED, "sensitivity")
             }
+            for i in range(len(levels) if seeds else 0)
+        ]
+        for level, of_level in zip(levels, means, strict=False):
             effect["levels"].append(
                 {
                     "level": level,
-                    **{name: _mean_interval(parts) for name, parts in stacks.items()},
+                    **{n: dict(interval_over_seeds(*of_level[n])) for n in JUDGED},
+                    "difference": None
+                    if level == effect["against"]
+                    else {
+                        n: dict(difference_over_seeds(*of_level[n], *base))
+                        for n, base in means[levels.index(effect["against"])].items()
+                    },
                 }
             )
         effects.append(effect)
     return effects
+
+
+def _in_order(levels: Sequence[Any]) -> list[Any]:
+    """Return numbers from the smallest on, other levels as they came."""
+    if all(isinstance(x, int | float) and not isinstance(x, bool) for x in levels):
+        return sorted(levels)
+    return list(levels)
 
 
 def _complete_lines(
@@ -256,13 +281,14 @@ def _stack(
     )
 
 
-def _mean_interval(parts: Sequence[tuple[FloatArray, FloatArray]]) -> dict[str, Any]:
-    """Return the interval of the mean over settings."""
-    return dict(
-        interval_over_seeds(
-            np.mean([values for values, _ in parts], axis=0),
-            np.mean([replicates for _, replicates in parts], axis=0),
-        )
+def _mean_stack(
+    settings: Sequence[Mapping[int, Judged]], seeds: Sequence[int], name: str
+) -> tuple[FloatArray, FloatArray]:
+    """Return the mean of a figure over settings: of each seed, [S], and [S, R]."""
+    stacks = [_stack(runs, seeds, name) for runs in settings]
+    return (
+        np.mean([values for values, _ in stacks], axis=0),
+        np.mean([replicates for _, replicates in stacks], axis=0),
     )
 
 

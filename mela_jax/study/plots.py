@@ -1,5 +1,6 @@
 """The plots of a study: what each axis does, what size and time buy, what was tried."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -179,7 +180,8 @@ def draw_tuning(
     if numeric and min(values) > 0 and max(values) / min(values) > _WIDE:
         axes.set_xscale("log")
     axes.set_xlabel(axis)
-    axes.set_ylabel(f"{label} on validation")
+    # A long name does not fit beside the axis in one line.
+    axes.set_ylabel("\n".join(textwrap.wrap(f"{label} on validation", 36)))
     axes.set_title(title)
     axes.grid(alpha=0.25)
     axes.axhline(figures[chosen], color=GREY, linewidth=1, linestyle=":")

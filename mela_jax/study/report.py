@@ -147,7 +147,7 @@ def _grid(
         "rows": described,
         "comparisons": compare_with_reference(rows, runs, rows[0], luck),
         "comparisons_planned": (len(rows) - 1) * len(JUDGED),
-        "main_effects": main_effects(axes, rows, runs),
+        "main_effects": main_effects(axes, rows, runs, rows[0]),
         "fronts": _fronts(described),
         "pooled_thresholds": _pooled(rows, scores, settings),
     }

@@ -258,6 +258,58 @@ def test_main_effects_average_the_same_company_at_every_level(whole):
     assert html.count("data:image/png") == 2
 
 
+def test_levels_of_an_axis_are_compared_pair_by_pair(whole):
+    results, html, markdown = whole
+    pool, alpha = results["main_effects"]
+    assert (pool["against"], alpha["against"]) == ("avg", 0.9)
+    by_seed = {
+        json.dumps(row["setting"]): row["figures"]["roc_auc"]["by_seed"]
+        for row in results["rows"]
+    }
+    for effect in (pool, alpha):
+        base, other = sorted(
+            effect["levels"], key=lambda x: x["difference"] is not None
+        )
+        assert base["level"] == effect["against"]
+        gains = [
+            np.mean(
+                [
+                    by_seed[json.dumps({**cell, effect["axis"]: other["level"]})][seed]
+                    - by_seed[json.dumps(cell)][seed]
+                    for cell in CELLS
+                    if cell[effect["axis"]] == base["level"]
+                ]
+            )
+            for seed in "012"
+        ]
+        found = other["difference"]["roc_auc"]
+        assert found["difference"] == pytest.approx(np.mean(gains))
+        assert found["low"] < found["difference"] < found["high"]
+    # Max pooling was drawn to be worse, the levels of alpha alike.
+    assert pool["levels"][1]["difference"]["roc_auc"]["high"] < 0
+    assert alpha["levels"][0]["difference"]["roc_auc"]["high"] > 0
+    for text in (html, markdown):
+        assert "pool: max instead of avg" in text
+        assert "distill.alpha: 0.1 instead of 0.9" in text
+
+
+def test_levels_that_are_numbers_are_shown_in_their_order(tmp_path):
+    path = write_study_report(
+        tmp_path,
+        name="ablation",
+        axes={"student.pool": ("max", "avg"), "distill.alpha": (0.9, 0.1)},
+        reference=REFERENCE,
+        trials=write_runs(tmp_path, (2.0, 2.0, 1.0, 1.0), seeds=2),
+        settings=SETTINGS,
+        cells=CELLS,
+    )
+    effects = json.loads((path.parent / "results.json").read_text())["main_effects"]
+    assert [[x["level"] for x in effect["levels"]] for effect in effects] == [
+        ["max", "avg"],
+        [0.1, 0.9],
+    ]
+
+
 def test_folds_judge_every_lesion_once_and_both_ways(crossed):
     trials, (results, html, markdown) = crossed
     row = results["rows"][0]
@@ -350,7 +402,7 @@ def test_the_pages_stand_alone_and_their_tables_are_whole(whole):
         {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         for block in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.M)
     ]
-    assert len(widths) == 3
+    assert len(widths) == 4
     assert all(len(each) == 1 for each in widths)
 
 
