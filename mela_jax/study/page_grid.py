@@ -336,11 +336,11 @@ def _fronts_section(results: Mapping[str, Any]) -> Section:
         elif not points:
             before.append(f"No complete setting has its {word} recorded.")
         elif len({point["cost"] for point in points}) == 1:
-            numbers = list_text(fronts[cost]["on_front"])
+            best = fronts[cost]["on_front"]
             before.append(
-                f"All settings have the same {word}, so the front is the most specific "
-                f"row, number {numbers}; the comparisons say whether that is more than "
-                "luck."
+                f"All settings have the same {word}, so the front is what is most "
+                f"specific: row{'s' * (len(best) > 1)} {list_text(best)}. The "
+                "comparisons say whether that is more than luck."
             )
         else:
             shown = [number - 1 for number in fronts[cost]["on_front"]]
