@@ -105,8 +105,12 @@ class Worker:
             except (*FAULTS, Stopped, KeyboardInterrupt):
                 raise
             # Optuna has several ways to say it.
-            except Exception:
+            except Exception as error:
                 if not taken or self.queue.is_running(taken[0]):
+                    # Of a storage that can be read, but not written, it says "should
+                    # not reach".
+                    if fault := _fault_behind(error):
+                        raise fault from fault.__cause__
                     raise
                 logging.warning(
                     "this worker gave no sign of life for so long that its run was"
@@ -178,6 +182,14 @@ class Worker:
             raise _Failed from error
         logging.info("%s: done in %.0f s", run.key, time.monotonic() - began)
         return value
+
+
+def _fault_behind(error: BaseException) -> BaseException | None:
+    """Return the storage's fault during whose handling an error arose, if any."""
+    behind = error.__context__
+    while behind is not None and not isinstance(behind, FAULTS):
+        behind = behind.__context__
+    return behind
 
 
 @contextlib.contextmanager

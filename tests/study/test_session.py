@@ -1,23 +1,34 @@
 """Whose workdir it is, and the storage: what is refused, and what is never shown."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from mela_jax.errors import UserError
 from mela_jax.study import record, session
 from mela_jax.study.spec import Plan
+from mela_jax.study.worker import History, Job
 from tests.study.conftest import PASSWORD
 from tests.study.worker_process import make_job, plan
 
 
-def work(workdir: Path, *, made: Plan | None = None, storage: str = ""):
+def work(
+    workdir: Path,
+    *,
+    made: Plan | None = None,
+    storage: str = "",
+    job: Job | None = None,
+):
     return session.run(
         made or plan(),
         workdir,
@@ -25,7 +36,7 @@ def work(workdir: Path, *, made: Plan | None = None, storage: str = ""):
         trials=0,
         heartbeat=30,
         retry_failed=False,
-        job=make_job(workdir / "log.txt", seconds=0),
+        job=job or make_job(workdir / "log.txt", seconds=0),
     )
 
 
@@ -97,6 +108,31 @@ def test_a_damaged_storage_is_one_line(done: Path, tmp_path: Path):
     shutil.copytree(done, tmp_path / "copy")
     (tmp_path / "copy" / "study.db").write_bytes(b"no database at all" * 100)
     assert "does not answer" in refusal(tmp_path / "copy")
+
+
+def test_a_storage_that_takes_nothing_more_is_one_line_and_loses_no_run(
+    tmp_path: Path,
+):
+    """As on a full disk: what is there can be read, and nothing be written."""
+    quick = make_job(tmp_path / "log.txt", seconds=0)
+
+    def job(
+        config: ConfigDict, folder: Path, on_epoch: Callable[[History], None]
+    ) -> float:
+        value = quick(config, folder, on_epoch)
+        with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
+            database.execute(
+                "CREATE TRIGGER full BEFORE UPDATE ON trials BEGIN"
+                " INSERT INTO a_full_disk VALUES (1); END"
+            )
+        return value
+
+    message = refusal(tmp_path, job=job)
+    assert "a_full_disk" in message
+    assert "the same command goes on" in message
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.execute("DROP TRIGGER full")
+    assert [trial.state for trial in work(tmp_path)] == ["complete"] * 12
 
 
 @pytest.mark.parametrize(
