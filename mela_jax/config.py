@@ -319,9 +319,10 @@ def mistake_in_file(
         what = str(error)
         # Of code that cannot be read there is no frame, and of null bytes no line.
         if isinstance(error, SyntaxError):
-            what, place = error.msg, "the file"
-            if error.filename:
-                place = f"{error.filename}, line {error.lineno}"
+            if error.filename is None:
+                place, what = "the file", error.msg
+            elif Path(error.filename).is_file():
+                place, what = f"{error.filename}, line {error.lineno}", error.msg
         if place:
             what = " ".join([f"{type(error).__name__}:", *what.split()])
             return (

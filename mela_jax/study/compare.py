@@ -17,7 +17,7 @@ from mela_jax.evaluation.seeds import (
     moderate_variances,
     spread_over_seeds,
 )
-from mela_jax.study.runs import Row, setting_key
+from mela_jax.study.runs import Row, are_numbers, setting_key
 
 # What a verdict is given on; the first is primary.
 JUDGED = ("roc_auc", "specificity")
@@ -184,12 +184,15 @@ def main_effects(
         combination is complete.
     """
     by_key = {setting_key(row.setting): row for row in rows if row.seeds}
+    ordered = {
+        axis: sorted(levels) if are_numbers(levels) else list(levels)
+        for axis, levels in axes.items()
+    }
     effects = []
-    for axis, unordered in axes.items():
-        if len(unordered) < 2:
+    for axis, levels in ordered.items():
+        if len(levels) < 2:
             continue
-        levels = _in_order(unordered)
-        lines = _complete_lines(axis, {**axes, axis: levels}, by_key)
+        lines = _complete_lines(axis, ordered, by_key)
         seeds = sorted(
             set.intersection(*(set(row.seeds) for line in lines for row in line))
             if lines
@@ -224,13 +227,6 @@ def main_effects(
             )
         effects.append(effect)
     return effects
-
-
-def _in_order(levels: Sequence[Any]) -> list[Any]:
-    """Return numbers from the smallest on, other levels as they came."""
-    if all(isinstance(x, int | float) and not isinstance(x, bool) for x in levels):
-        return sorted(levels)
-    return list(levels)
 
 
 def _complete_lines(

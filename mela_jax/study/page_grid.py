@@ -275,7 +275,7 @@ def _effects_section(results: Mapping[str, Any]) -> Section | None:
         "effects",
         "What each axis does",
         before=missing,
-        tables=_effect_tables(results),
+        tables=_effect_tables(results, names),
         after=[
             "Levels are measured on the same lesions, so their intervals in the plots "
             "may overlap though the levels differ. The differences here are paired, "
@@ -287,12 +287,12 @@ def _effects_section(results: Mapping[str, Any]) -> Section | None:
     )
 
 
-def _effect_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Return how the levels of each axis differ from the reference's."""
+def _effect_tables(results: Mapping[str, Any], names: Mapping[str, str]) -> list[Table]:
+    """Return how the levels of each axis, by its short name, differ."""
     rows = [
         [
-            f"{short_names([effect['axis']])[effect['axis']]}: "
-            f"{value_text(level['level'])} instead of {value_text(effect['against'])}",
+            f"{names[effect['axis']]}: {value_text(level['level'])} instead of "
+            f"{value_text(effect['against'])}",
             str(effect["combinations"]),
             *(
                 difference_text(name, level["difference"][name])

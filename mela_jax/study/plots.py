@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
 
 from mela_jax.evaluation.plots import BLACK, BLUE, GREY, VERMILION, WIDTH
+from mela_jax.study.runs import are_numbers
 
 _LABELS = {
     "roc_auc": "ROC-AUC on test",
@@ -159,9 +160,7 @@ def draw_tuning(
     """
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    numeric = all(
-        isinstance(v, int | float) and not isinstance(v, bool) for v in values
-    )
+    numeric = are_numbers(values)
     at: Sequence[Any] = values if numeric else [str(v) for v in values]
     others = [i for i in range(len(values)) if i != chosen]
     axes.scatter(

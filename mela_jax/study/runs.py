@@ -1,7 +1,7 @@
 """What the finished trials of a study left in their folders, checked before use."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,15 @@ class Row:
     def trials(self) -> list[Trial]:
         """The trials behind the row's figures."""
         return [self.runs[seed, fold] for seed in self.seeds for fold in self.folds]
+
+
+def are_numbers(values: Iterable[Any]) -> bool:
+    """Tell whether all values are numbers; True and False are none.
+
+    >>> are_numbers([1, 0.5]), are_numbers([True, False]), are_numbers([1, "two"])
+    (True, False, False)
+    """
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
 def setting_key(setting: Mapping[str, Any]) -> str:

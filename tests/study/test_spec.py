@@ -198,6 +198,10 @@ def test_different_runs_have_different_folders():
         ("\ndef get_study(:", "line 2: SyntaxError"),
         ("x = 1\0", "null bytes"),
         (
+            "import ast\ndef get_study(): return ast.literal_eval('(1')",
+            "study.py, line 2: SyntaxError",
+        ),
+        (
             "from configs import tiny\n"
             "def get_study():\n    c = tiny.get_config()\n    c.no_field = 1",
             "study.py, line 4: AttributeError.*no_field",
