@@ -104,6 +104,7 @@ def read_ham10000(directory: str | os.PathLike[str]) -> list[Record]:
             age=row["age"],
             sex=row["sex"],
             localization=row["localization"],
+            source=row["source"],
         )
         for image_id, row in sorted(rows.items())
     ]
@@ -334,6 +335,8 @@ def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
         }
         if not _is_number_or_empty(detail["age"]):
             raise UserError(f"{where}: age is {detail['age']!r}; it must be a number")
+        # The clinic and camera, in releases that name them.
+        detail["source"] = row.get("dataset", "")
         entry = {"lesion_id": row["lesion_id"], "dx": dx} | detail
         _add(rows, row["image_id"], entry, where=where)
     return rows
@@ -362,8 +365,8 @@ def _read_isic(truth: Path, groupings: Path) -> dict[str, dict[str, str]]:
                 f"{where}: image {row['image']!r} has no lesion in {groupings}"
             )
         lesion, dx_type = lesions[row["image"]]
-        detail = {"dx_type": dx_type, "age": "", "sex": "", "localization": ""}
-        entry = {"lesion_id": lesion, "dx": marked[0]} | detail
+        detail = dict.fromkeys(("age", "sex", "localization", "source"), "")
+        entry = {"lesion_id": lesion, "dx": marked[0], "dx_type": dx_type} | detail
         _add(rows, row["image"], entry, where=where)
     return rows
 

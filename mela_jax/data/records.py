@@ -18,6 +18,8 @@ class Record:
       age: age of the patient in years, as text; empty where unknown.
       sex: sex of the patient; empty where unknown.
       localization: place on the body; empty where unknown.
+      source: clinic, camera or collection that the image comes from, as the data set
+        names it; empty where unknown.
     """
 
     image_id: str
@@ -29,3 +31,4 @@ class Record:
     age: str = ""
     sex: str = ""
     localization: str = ""
+    source: str = ""

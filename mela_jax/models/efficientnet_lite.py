@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from mela_jax.models.convolution import DepthwiseConv, PointwiseConv
 from mela_jax.models.normalization import BatchNorm
+from mela_jax.models.outputs import LAST_MAP
 
 BN_EPSILON = 1e-3
 BN_MOMENTUM = 0.99
@@ -133,7 +134,7 @@ class EfficientNetLite(nn.Module):
     bn_axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """Map float RGB [B, H, W, 3] in [0, 255] to [B, H/32, W/32, 1280]."""
         norm = functools.partial(
             BatchNorm,
@@ -163,4 +164,4 @@ class EfficientNetLite(nn.Module):
                 name=f"block_{index:02d}",
             )(x, train=train)
         x = PointwiseConv(HEAD_FILTERS, dtype=self.dtype, name="top_conv")(x)
-        return jax.nn.relu6(norm(name="top_bn")(x))
+        return {LAST_MAP: jax.nn.relu6(norm(name="top_bn")(x))}

@@ -6,18 +6,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mela_jax.models.outputs import Outputs
+from mela_jax.models.outputs import LAST_MAP, Outputs
 
 Pool = Literal["avg", "max"]
 
 
 class Head(nn.Module):
-    """Pool a feature map over space and turn it into one logit per image.
+    """Pool a feature map over space and turn it into K logits per image.
 
     Everything here is float32 whatever the body computes in: a bfloat16 logit has
     eight bits, too few to place a threshold on.
 
     Attributes:
+      num_logits: K, the number of logits.
       pool: "avg" or "max", over the whole height and width.
       hidden: width of an optional Dense + hard-swish layer before the logits;
         0 for none, which is the light head.
@@ -25,6 +26,7 @@ class Head(nn.Module):
       batch_axis_name: mapped axis over which the batch is spread, or None.
     """
 
+    num_logits: int = 1
     pool: Pool = "avg"
     hidden: int = 0
     dropout: float = 0.0
@@ -34,7 +36,7 @@ class Head(nn.Module):
     def __call__(
         self, feature_map: jax.Array, *, train: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """Return (logits float32 [B], features float32 [B, F]).
+        """Return (logits float32 [B, K], features float32 [B, F]).
 
         Args:
           feature_map: [B, h, w, C], any float dtype.
@@ -61,8 +63,7 @@ class Head(nn.Module):
                 self.batch_axis_name,
             )
             dropped = jnp.where(keep, features / (1.0 - self.dropout), 0.0)
-        logits = nn.Dense(1, name="logits")(dropped)
-        return jnp.squeeze(logits, axis=-1), features
+        return nn.Dense(self.num_logits, name="logits")(dropped), features
 
 
 def _keep_mask(
@@ -89,14 +90,14 @@ class Classifier(nn.Module):
     so that pretrained weights fill the body and leave the head alone.
 
     Attributes:
-      body: maps (image, train) to a feature map and normalises the image itself.
-      head: maps the feature map to logits.
+      body: maps (image, train) to the maps of `Outputs` and normalises the image
+        itself.
+      head: maps the last of them to logits.
     """
 
     body: nn.Module
     head: Head
 
-    @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> Outputs:
         """Return the `Outputs` of a batch.
 
@@ -105,6 +106,13 @@ class Classifier(nn.Module):
           train: use the batch's own statistics in batch norm (the collection
             "batch_stats" must be mutable) and apply dropout (rng "dropout").
         """
-        feature_map = self.body(image, train=train)
-        logits, features = self.head(feature_map, train=train)
-        return Outputs(logits=logits, features=features, feature_map=feature_map)
+        return self.classify(self.extract(image, train=train), train=train)
+
+    def extract(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """Return the maps of a batch: what the body makes of it."""
+        return self.body(image, train=train)
+
+    def classify(self, maps: dict[str, jax.Array], *, train: bool) -> Outputs:
+        """Return what the head makes of the maps, and the maps."""
+        logits, features = self.head(maps[LAST_MAP], train=train)
+        return Outputs(logits=logits, features=features, maps=maps)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from mela_jax.models.convolution import DepthwiseConv, PointwiseConv
 from mela_jax.models.normalization import BatchNorm
+from mela_jax.models.outputs import LAST_MAP
 
 BN_EPSILON = 1e-3
 # Keras writes 0.999, made for millions of steps: after the few thousand of a
@@ -157,7 +158,7 @@ class MobileNetV3(nn.Module):
     bn_axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """Map float RGB [B, H, W, 3] in [0, 255] to [B, H/32, W/32, C]."""
         norm = functools.partial(
             BatchNorm,
@@ -188,4 +189,4 @@ class MobileNetV3(nn.Module):
             )(x, train=train)
         filters = round_filters(x.shape[-1] * 6)
         x = PointwiseConv(filters, use_bias=False, dtype=self.dtype, name="top_conv")(x)
-        return jax.nn.hard_swish(norm(name="top_bn")(x))
+        return {LAST_MAP: jax.nn.hard_swish(norm(name="top_bn")(x))}

@@ -4,16 +4,22 @@ from typing import NamedTuple
 
 import jax
 
+# The map that a network's head reads: the last one.
+LAST_MAP = "stride_32"
+
 
 class Outputs(NamedTuple):
-    """The three views of a network's answer that losses and distillation use.
+    """The views of a network's answer that losses and distillation use.
 
     Attributes:
-      logits: float32 [B], the log-odds of melanoma; P(melanoma) is its sigmoid.
-      features: float32 [B, F], the vector that enters the logits layer's dropout.
-      feature_map: [B, h, w, C] in the compute dtype, the body's output before pooling.
+      logits: float32[B, K]; how melanoma is read out, `mela_jax.labels` says.
+      features: float32[B, F], the vector that enters the logits layer's dropout.
+      maps: name -> [B, h, w, C] in the compute dtype: "stride_4", "stride_8",
+        "stride_16" and "stride_32", each the last activation at that fraction of the
+        image's size, as far as the network has them. "stride_32" always is there: it is
+        what the head reads.
     """
 
     logits: jax.Array
     features: jax.Array
-    feature_map: jax.Array
+    maps: dict[str, jax.Array]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mela_jax.models.convolution import max_pool, pointwise_conv
 from mela_jax.models.normalization import BatchNorm
+from mela_jax.models.outputs import LAST_MAP
 
 BN_EPSILON = 1.001e-5
 BN_MOMENTUM = 0.99
@@ -121,7 +122,7 @@ class ResNet50(nn.Module):
     bn_axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """Map float RGB [B, H, W, 3] in [0, 255] to [B, H/32, W/32, 2048]."""
         x = image.astype(jnp.float32)[..., ::-1] - jnp.asarray(BGR_MEANS, jnp.float32)
         x = Conv(
@@ -147,4 +148,4 @@ class ResNet50(nn.Module):
                     bn_axis_name=self.bn_axis_name,
                     name=f"stage_{stage + 1}_block_{block + 1}",
                 )(x, train=train)
-        return x
+        return {LAST_MAP: x}

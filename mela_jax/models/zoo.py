@@ -27,6 +27,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
 def create_model(
     name: str,
     *,
+    num_logits: int = 1,
     pool: Pool = "avg",
     hidden: int = 0,
     dropout: float = 0.0,
@@ -37,6 +38,7 @@ def create_model(
 
     Args:
       name: a key of `MODELS`.
+      num_logits: K, the number of logits: 1, or the number of classes.
       pool: "avg" or "max" pooling over the whole feature map.
       hidden: width of an optional Dense + hard-swish layer before the logits, or 0.
       dropout: probability of zeroing a feature in training, in [0, 1).
@@ -60,6 +62,10 @@ def create_model(
     return Classifier(
         body=MODELS[name](dtype=dtype, bn_axis_name=bn_axis_name),
         head=Head(
-            pool=pool, hidden=hidden, dropout=dropout, batch_axis_name=bn_axis_name
+            num_logits=num_logits,
+            pool=pool,
+            hidden=hidden,
+            dropout=dropout,
+            batch_axis_name=bn_axis_name,
         ),
     )
