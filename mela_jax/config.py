@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from mela_jax.errors import UserError
@@ -26,16 +27,20 @@ CHOICES = {
     "compute_dtype": ("float32", "bfloat16"),
     "evaluation.threshold_policy": ("empirical", "guaranteed"),
     "evaluation.calibration": ("platt", "temperature", "none"),
-    "*.model": (
-        "resnet50",
-        "mobilenet_v3_small",
-        "mobilenet_v3_large",
-        "efficientnet_lite0",
-        "efficientnet_lite2",
-    ),
+    "labels": ("melanoma", "ham7", "diagnoses"),
+    "distill.average": ("probabilities", "logits"),
     "*.pool": ("avg", "max"),
-    "*.loss": ("bce", "weighted_bce", "focal"),
-    "*.select_by": ("roc_auc", "pr_auc", "specificity_at_target"),
+    "*.loss": ("cross_entropy", "focal"),
+    "*.class_weights": ("none", "balanced", "balanced_batch"),
+    "*.sampler": ("shuffled", "balanced"),
+    "*.select_by": (
+        "roc_auc",
+        "pr_auc",
+        "specificity_at_target",
+        "macro_f1",
+        "accuracy",
+        "melanoma_recall",
+    ),
 }
 
 
@@ -46,6 +51,11 @@ def default() -> ConfigDict:
     c.seed = 0
     # Side of the square that the models see, in pixels.
     c.image_size = 224
+    # What the models tell apart: "melanoma" from the rest, with one logit; "ham7", the
+    # seven diagnoses of HAM10000; or "diagnoses", those that the data hold.
+    c.labels = "melanoma"
+    # The diagnosis that is melanoma, where there are several.
+    c.melanoma = "mel"
     # How a picture becomes a square: its centre, or padded with black. Never squashed.
     c.crop = "center"
     # The operating point is to keep this sensitivity; see evaluation.threshold_policy.
@@ -130,6 +140,10 @@ def default() -> ConfigDict:
     # once and kept in data.cache_dir. 0: a fresh view every epoch, and the teacher runs
     # in every step. See docs/distillation.md for what either costs.
     c.student.num_views = 0
+    # Views of an image in a batch, one after the other, each turned by a further
+    # quarter before its augmentation; the labels are learnt on the first. batch_size
+    # counts views, so that a batch holds batch_size / views_per_image images.
+    c.student.views_per_image = 1
     # Quantization-aware training: the last `qat_epochs` epochs see the rounding of an
     # int8 file, and the checkpoint is chosen among them. The baseline's, too.
     c.student.qat = False
@@ -142,6 +156,22 @@ def default() -> ConfigDict:
     # the other way round.
     c.distill.alpha = 0.5
     c.distill.temperature = 2.0
+    # Weights of what is added up; 0: left out. The teacher of the last three is the
+    # first; see mela_jax/distill/terms.py.
+    c.distill.weights = ConfigDict()
+    # (1 - alpha) * hard + alpha * soft.
+    c.distill.weights.logits = 1.0
+    # Mean squared difference of the last maps, the student's through a regressor.
+    c.distill.weights.hint = 0.0
+    # Relations between the images of a batch: distances and angles of features.
+    c.distill.weights.distance = 0.0
+    c.distill.weights.angle = 0.0
+    # Further finished models that teach beside the teacher, such as "runs/b/teacher".
+    c.distill.extra_teachers = ()
+    # Weight of each teacher, the first one's first; they add up to 1. (): all equal.
+    c.distill.teacher_weights = ()
+    # Of several teachers, "probabilities" (softened) or "logits" are averaged.
+    c.distill.average = "probabilities"
     return c.lock()
 
 
@@ -156,13 +186,25 @@ def _stage(model: str) -> ConfigDict:
     # Units of the hidden layer. 0: none, the light head.
     s.hidden = 0
     s.dropout = 0.0
-    # Hard loss. "weighted_bce" takes its weight from the training counts.
-    s.loss = "bce"
+    # Hard loss: "cross_entropy" or "focal".
+    s.loss = "cross_entropy"
+    # "balanced": each class weighted by 1 / its training images, the mean over them
+    # being 1; "balanced_batch": likewise, divided by the weights in the batch, as
+    # PyTorch's weighted mean is.
+    s.class_weights = "none"
+    # Multiplier of melanoma's weight.
+    s.melanoma_weight = 1.0
+    # Of the cross-entropy: share of the target that is spread over all classes.
+    s.label_smoothing = 0.0
     s.focal_gamma = 2.0
-    # Weight of the positive class in the focal loss. -1: none.
+    # With labels="melanoma", weight of melanoma in the focal loss, the rest having
+    # 1 - focal_alpha. -1: none.
     s.focal_alpha = -1.0
+    # "shuffled": every image once an epoch; "balanced": as many drawn, with
+    # replacement, every class as often as any other.
+    s.sampler = "shuffled"
     s.epochs = 30
-    # Images per step, over all devices.
+    # Views per step, over all devices.
     s.batch_size = 64
     # AdamW, cosine schedule after a linear warm-up.
     s.learning_rate = 1e-3
@@ -172,7 +214,8 @@ def _stage(model: str) -> ConfigDict:
     s.clip_norm = 1.0
     # Decay of the moving average of the weights that is evaluated. 0: none.
     s.ema_decay = 0.0
-    # Validation metric that chooses the checkpoint.
+    # Validation metric that chooses the checkpoint. "melanoma_recall" rewards calling
+    # everything melanoma.
     s.select_by = "roc_auc"
     return s
 
@@ -186,6 +229,12 @@ def validate(config: ConfigDict) -> None:
     for pattern, choices in CHOICES.items():
         for name in _expand(pattern):
             _require(config, name, lambda v, c=choices: v in c, f"one of {choices}")
+    from mela_jax.models.zoo import MODELS  # imports JAX
+
+    for stage in ("teacher", "student"):
+        _require(
+            config, f"{stage}.model", lambda v: v in MODELS, f"one of {tuple(MODELS)}"
+        )
     for name in ("image_size", "eval_batch_size", "log_every_steps", "cpu_devices"):
         _require(config, name, lambda v: v >= 1, "1 or more")
     _require(config, "image_size", lambda v: v >= 32, "32 or more pixels")
@@ -222,9 +271,10 @@ def validate(config: ConfigDict) -> None:
             _require(config, f"{stage}.{field}", lambda v: v >= 0, "0 or more")
         for field in ("epochs", "batch_size"):
             _require(config, f"{stage}.{field}", lambda v: v >= 1, "1 or more")
-        for field in ("dropout", "ema_decay"):
+        for field in ("dropout", "ema_decay", "label_smoothing"):
             _require(config, f"{stage}.{field}", lambda v: 0 <= v < 1, "in [0, 1)")
-        _require(config, f"{stage}.learning_rate", lambda v: v > 0, "above 0")
+        for field in ("learning_rate", "melanoma_weight"):
+            _require(config, f"{stage}.{field}", lambda v: v > 0, "above 0")
         _require(config, f"{stage}.focal_gamma", lambda v: v >= 0, "0 or more")
         _require(
             config,
@@ -232,22 +282,86 @@ def validate(config: ConfigDict) -> None:
             lambda v: v == -1 or 0 < v < 1,
             "-1 (none), or above 0 and below 1",
         )
+        _check_imbalance(config, stage)
     _require(config, "student.num_views", lambda v: v >= 0, "0 or more")
+    _require(config, "student.views_per_image", lambda v: v >= 1, "1 or more")
+    _check_views(config.student)
     _require(config, "student.qat_epochs", lambda v: v >= 1, "1 or more")
     if config.student.qat:
         epochs = config.student.epochs
         _require(
             config, "student.qat_epochs", lambda v: v <= epochs, f"at most {epochs}"
         )
+        rounded = tuple(name for name, m in MODELS.items() if m.trains_rounded)
         _require(
             config,
             "student.model",
-            lambda v: v != "resnet50",
-            "a mobilenet_v3 or an efficientnet_lite with config.student.qat=True",
+            lambda v: v in rounded,
+            f"one of {rounded} with config.student.qat=True",
         )
+    _check_distillation(config)
+
+
+def _check_imbalance(config: ConfigDict, stage: str) -> None:
+    """Check the fields that say how rare classes are made to count."""
+    s = config[stage]
+    if s.focal_alpha != -1 and (s.class_weights != "none" or s.melanoma_weight != 1):
+        raise UserError(
+            f"config.{stage}: focal_alpha={s.focal_alpha} and class_weights or"
+            " melanoma_weight weight the classes twice; give one of them"
+        )
+    if s.focal_alpha != -1 and config.labels != "melanoma":
+        raise UserError(
+            f"config.{stage}.focal_alpha={s.focal_alpha} is for labels='melanoma';"
+            " with several classes give class_weights and melanoma_weight"
+        )
+    if s.label_smoothing and s.loss != "cross_entropy":
+        raise UserError(
+            f"config.{stage}.label_smoothing={s.label_smoothing} belongs to"
+            f" loss='cross_entropy', not to {s.loss!r}; set one of them"
+        )
+    if s.sampler != "shuffled" and s.class_weights != "none":
+        logging.warning(
+            "config.%s: sampler=%s and class_weights=%s make rare classes count twice;"
+            " one of them is enough",
+            stage,
+            s.sampler,
+            s.class_weights,
+        )
+
+
+def _check_views(student: ConfigDict) -> None:
+    """Check the numbers that views must divide."""
+    views = student.views_per_image
+    for field in ("batch_size", "num_views"):
+        if student[field] % views:
+            raise UserError(
+                f"config.student.{field}={student[field]} does not divide by"
+                f" views_per_image={views}; it counts views: choose a multiple"
+            )
+
+
+def _check_distillation(config: ConfigDict) -> None:
+    """Check what is said of the teachers."""
+    distill = config.distill
     _require(config, "distill.alpha", lambda v: 0 <= v <= 1, "from 0 to 1")
     _require(config, "distill.temperature", lambda v: v > 0, "above 0")
-    if config.baseline and not config.distill.enabled:
+    for kind in distill.weights:
+        _require(config, f"distill.weights.{kind}", lambda v: v >= 0, "0 or more")
+    num_teachers = 1 + len(distill.extra_teachers)
+    given = tuple(distill.teacher_weights)
+    if given and not (
+        len(given) == num_teachers and min(given) >= 0 and abs(sum(given) - 1) < 1e-6
+    ):
+        raise UserError(
+            f"config.distill.teacher_weights={given!r}: give a weight of 0 or more"
+            f" to each of {num_teachers} teachers, adding up to 1"
+        )
+    if not any(distill.weights.values()):
+        raise UserError(
+            "config.distill.weights are all 0, so that nothing is learnt; give one"
+        )
+    if config.baseline and not distill.enabled:
         raise UserError(
             "config.baseline=True compares with distillation, which"
             " config.distill.enabled=False turns off; change one of them"

@@ -11,7 +11,8 @@ import numpy as np
 from mela_jax import parallel
 from mela_jax.checkpoint import read_description
 from mela_jax.errors import UserError
-from mela_jax.pipeline import load_model, probability
+from mela_jax.labels import LabelSpace
+from mela_jax.saved_models import load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +22,13 @@ class Scorer:
     Attributes:
       image_size: side of the square it sees, in pixels.
       crop: how a picture becomes a square, "center" or "pad".
+      classes: what it tells apart.
       threshold: P(melanoma) from which an image is flagged, chosen on validation.
     """
 
     image_size: int
     crop: str
+    classes: LabelSpace
     threshold: float
     _eval_step: Any
     _variables: Any
@@ -34,9 +37,8 @@ class Scorer:
     def score(self, images: np.ndarray) -> np.ndarray:
         """Return P(melanoma) float64[B] of uint8[B, S, S, 3] RGB images."""
         batch = parallel.shard_batch(self._mesh, {"image": images})
-        return probability(
-            parallel.gather(self._eval_step(self._variables, batch["image"]))
-        )
+        logits = parallel.gather(self._eval_step(self._variables, batch["image"]))
+        return self.classes.probabilities(logits)[:, self.classes.melanoma]
 
 
 def load_scorer(workdir: str | Path, which: str) -> Scorer:
@@ -72,6 +74,7 @@ def load_scorer(workdir: str | Path, which: str) -> Scorer:
     return Scorer(
         image_size=model.description["image_size"],
         crop=model.description["crop"],
+        classes=model.classes,
         threshold=float(models[which]["val"]["operating_point"]["threshold"]),
         _eval_step=model.eval_step,
         _variables=jax.block_until_ready(model.variables),

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     try:
         config, workdir = _parse(argv)
         # After the flags: a mistyped one is answered at once.
-        from mela_jax import parallel, pipeline
+        from mela_jax import parallel, pipeline, results
 
         set_up_logging()
         parallel.set_up(
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if parallel.is_main_process():
-        print(pipeline.summary(metrics, workdir))
+        print(results.summary(metrics, workdir))
     return 0
 
 

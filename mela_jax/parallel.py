@@ -98,16 +98,23 @@ def from_main_process(array: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
-def check_batch_size(batch_size: int, *, field: str) -> None:
+def check_batch_size(batch_size: int, *, field: str, per_device: int = 1) -> None:
     """Check that a batch divides evenly among the devices.
+
+    Args:
+      batch_size: rows over all devices.
+      field: of the configuration, for the message.
+      per_device: a device's share must be a multiple of it.
 
     Raises:
       UserError: naming the config field when it does not.
     """
-    if batch_size % jax.device_count():
+    if batch_size % (jax.device_count() * per_device):
+        whole = f" into multiples of {per_device} views" if per_device > 1 else ""
         raise UserError(
             f"config.{field}={batch_size} does not divide evenly among"
-            f" {jax.device_count()} devices; choose a multiple"
+            f" {jax.device_count()} devices{whole}; choose a multiple of"
+            f" {jax.device_count() * per_device}"
         )
 
 

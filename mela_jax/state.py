@@ -1,5 +1,6 @@
 """What a training step reads and replaces."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -17,12 +18,15 @@ class TrainState:
     Attributes:
       step: int32[], steps done.
       variables: {"params", "batch_stats"} of the model, float32.
+      aux: the same of each auxiliary module, by its term's name; they are trained along
+        and belong to no model.
       opt_state: state of the optimizer.
       ema: moving average of `variables`, the model that is evaluated; None without.
     """
 
     step: jax.Array
     variables: Variables
+    aux: dict[str, Variables]
     opt_state: optax.OptState
     ema: Variables | None
 
@@ -31,15 +35,34 @@ class TrainState:
         """The variables that validation scores and that become the model."""
         return self.variables if self.ema is None else self.ema
 
+    @property
+    def trained(self) -> Any:
+        """What the optimizer changes: the parameters of model and auxiliary modules."""
+        return trained(self.variables, self.aux)
+
+
+def trained(variables: Variables, aux: Mapping[str, Variables]) -> Any:
+    """Return the parameters of a model and of auxiliary modules as one tree."""
+    return {
+        "network": variables["params"],
+        "aux": {name: each["params"] for name, each in aux.items()},
+    }
+
 
 def create_state(
-    variables: Variables, optimizer: optax.GradientTransformation, *, use_ema: bool
+    variables: Variables,
+    optimizer: optax.GradientTransformation,
+    *,
+    use_ema: bool,
+    aux: Mapping[str, Variables] | None = None,
 ) -> TrainState:
     """Return the state before the first step."""
+    aux = dict(aux or {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
-        opt_state=optimizer.init(variables["params"]),
+        aux=aux,
+        opt_state=optimizer.init(trained(variables, aux)),
         # A copy: the step donates its state, and one buffer cannot be given twice.
         ema=jax.tree.map(jnp.copy, variables) if use_ema else None,
     )

@@ -1,176 +1,206 @@
 """Training and evaluation steps: pure functions, as one device sees them."""
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mela_jax.data.augment_on_device import augment_batch
-from mela_jax.distill.logits import binary_kd, total_loss
-from mela_jax.losses import HardLoss
+from mela_jax.distill.teachers import Teachers
+from mela_jax.distill.terms import Batch, Seen, Term
 from mela_jax.models.fake_quant import make_fake_quantized
+from mela_jax.models.head import Classifier
 from mela_jax.models.outputs import Outputs
 from mela_jax.state import TrainState, Variables
 
 Metrics = dict[str, jax.Array]
-Batch = dict[str, jax.Array]
-# (student logits float[B], batch, frozen variables) -> (loss float[], metrics)
-Objective = Callable[[jax.Array, Batch, Variables], tuple[jax.Array, Metrics]]
-TrainStep = Callable[[TrainState, Variables, Batch], tuple[TrainState, Metrics]]
-
-
-def forward(network: nn.Module, variables: Variables, images: jax.Array) -> Outputs:
-    """Run a network in evaluation mode on float[b, S, S, 3]."""
-    return cast(Outputs, network.apply(variables, images, train=False))
-
-
-def step_inputs(
-    batch: dict[str, np.ndarray], teacher_logits: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    """Return what a step needs of a batch on the host, before it goes to the devices.
-
-    Args:
-      batch: as `make_train_batches` gives it, rendered or not; "index" int32[B], the
-        row, and "view" int32[B] are left out.
-      teacher_logits: float32[views, N] of every view that training comes by. Those of
-        the batch are added as "teacher_logits" float32[B].
-    """
-    inputs = {k: v for k, v in batch.items() if k not in ("index", "view")}
-    if teacher_logits is not None:
-        inputs["teacher_logits"] = teacher_logits[batch["view"], batch["index"]]
-    return inputs
-
-
-def make_hard_objective(hard_loss: HardLoss) -> Objective:
-    """Return the objective of a model that learns from labels alone."""
-
-    def objective(
-        logits: jax.Array, batch: Batch, frozen: Variables
-    ) -> tuple[jax.Array, Metrics]:
-        del frozen
-        loss = hard_loss(logits, batch["label"]).mean()
-        return loss, {"hard_loss": loss}
-
-    return objective
-
-
-def make_distill_objective(
-    hard_loss: HardLoss,
-    *,
-    teacher: nn.Module | None,
-    alpha: float,
-    temperature: float,
-    axis_name: str,
-) -> Objective:
-    """Return the objective of a student that learns from labels and from a teacher.
-
-    The teacher runs in evaluation mode, with the frozen variables handed to the step,
-    on the very array of augmented images that the student saw. Where `teacher` is None
-    it did so before, and the batch holds its logits as "teacher_logits" float32[b].
-
-    Its metrics hold `soft_gradient_share`: the norm of the soft term's gradient by the
-    logits over the sum of both terms' norms, each with its weight. Near 0, the teacher
-    has no say, whatever the configuration claims.
-    """
-
-    def objective(
-        logits: jax.Array, batch: Batch, frozen: Variables
-    ) -> tuple[jax.Array, Metrics]:
-        if teacher is None:
-            targets = batch["teacher_logits"]
-        else:
-            targets = forward(teacher, frozen, batch["image"]).logits
-
-        def hard_term(z: jax.Array) -> jax.Array:
-            return total_loss(hard_loss(z, batch["label"]), 0.0, alpha=alpha).mean()
-
-        def soft_term(z: jax.Array) -> jax.Array:
-            soft = binary_kd(z, targets, temperature=temperature)
-            return total_loss(0.0, soft, alpha=alpha).mean()
-
-        norms = [
-            jnp.sqrt(jax.lax.pmean(jnp.sum(jax.grad(term)(logits) ** 2), axis_name))
-            for term in (hard_term, soft_term)
-        ]
-        hard, soft = hard_term(logits), soft_term(logits)
-        return hard + soft, {
-            "hard_loss": hard,
-            "soft_loss": soft,
-            # Both gradients can be exactly zero where a loss is saturated.
-            "soft_gradient_share": norms[1] / jnp.maximum(sum(norms), 1e-30),
-        }
-
-    return objective
+Frozen = Sequence[Variables]
+TrainStep = Callable[[TrainState, Frozen, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    model: nn.Module,
+    network: Classifier,
     optimizer: optax.GradientTransformation,
-    objective: Objective,
+    terms: Sequence[Term],
+    teachers: Teachers,
     *,
     ema_decay: float,
     seed: int,
     axis_name: str,
     fake_quantize: bool = False,
 ) -> TrainStep:
-    """Return step(state, frozen, batch) -> (state, metrics) for teacher or student.
+    """Return step(state, frozen, batch) -> (state, metrics) for any model.
+
+    The gradient is put together by hand from three parts, body, head and terms, so that
+    what each term contributes is known: its gradient by the maps of the body is there
+    before the body, the expensive part, is differentiated once for all.
 
     Args:
-      model: network whose `apply` gives `Outputs`.
+      network: the one that learns.
       optimizer: optax transformation.
-      objective: what the logits are scored by; only the model is differentiated.
+      terms: what is minimised is their weighted sum; only the network and the terms'
+        auxiliary modules are differentiated.
+      teachers: what the terms compare with; their variables are handed to the step.
       ema_decay: decay of the moving average of the variables; unused without one.
       seed: source of the dropout masks, with the step's number.
       axis_name: mesh axis over which gradients and metrics are averaged.
-      fake_quantize: let the model feel the rounding of an int8 file.
+      fake_quantize: let the network feel the rounding of an int8 file.
 
-    The batch holds "image" float32[b, S, S, 3] in [0, 255] and "label" int32[b], this
-    device's rows. The metrics are float32[], the same on every device.
+    The batch holds "image" float32[b, S, S, 3] in [0, 255], V views of an image after
+    each other, and "label" int32[b / V], this device's rows. The metrics are float32[],
+    the same on every device: "loss"; "gradient_norm"; for each term NAME_loss, its
+    weight included, and, of several terms, NAME_gradient_share: the norm of its
+    gradient by the maps of the body over the sum of all terms' norms. Near 0, a term
+    has no say, whatever the configuration claims.
     """
-    apply = make_fake_quantized(model) if fake_quantize else model.apply
+    apply = make_fake_quantized(network) if fake_quantize else network.apply
 
     def step(
-        state: TrainState, frozen: Variables, batch: Batch
+        state: TrainState, frozen: Frozen, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        params = state.variables["params"]
 
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
-            outputs, updates = apply(
-                {**state.variables, "params": params},
+        def extract(body: Any) -> tuple[dict[str, jax.Array], Any]:
+            return apply(
+                {**state.variables, "params": {"body": body}},
                 batch["image"],
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
+                method=Classifier.extract,
             )
-            loss, metrics = objective(outputs.logits, batch, frozen)
-            return loss, (metrics, updates)
 
-        (loss, (metrics, updates)), gradients = jax.value_and_grad(
-            loss_fn, has_aux=True
-        )(state.variables["params"])
+        def classify(head: Any, maps: dict[str, jax.Array]) -> Outputs:
+            found: Any = apply(
+                {"params": {"head": head}},
+                maps,
+                train=True,
+                rngs={"dropout": dropout_key},
+                method=Classifier.classify,
+            )
+            return found
+
+        maps, extract_vjp, updates = jax.vjp(extract, params["body"], has_aux=True)
+        outputs, classify_vjp = jax.vjp(classify, params["head"], maps)
+        answers = teachers.answer(frozen, batch)
+        found = [
+            _differentiate(term, outputs, answers, batch, state.aux, axis_name)
+            for term in terms
+        ]
+        by_outputs = jax.tree.map(lambda *each: sum(each), *(f.gradient for f in found))
+        by_head, by_maps = classify_vjp(by_outputs)
+        (by_body,) = extract_vjp(by_maps)
+        gradients = {
+            "network": {"body": by_body, "head": by_head},
+            "aux": {
+                term.name: f.by_aux
+                for term, f in zip(terms, found, strict=True)
+                if term.aux
+            },
+        }
         gradients = jax.lax.pmean(gradients, axis_name)
-        metrics = jax.lax.pmean({"loss": loss, **metrics}, axis_name)
+        metrics = {
+            "loss": sum(f.loss for f in found),
+            **{f"{t.name}_loss": f.loss for t, f in zip(terms, found, strict=True)},
+        }
+        metrics = jax.lax.pmean(metrics, axis_name)
+        if len(terms) > 1:
+            norms = [_norm(classify_vjp(f.gradient)[1], axis_name) for f in found]
+            # All gradients can be exactly zero where the losses are saturated.
+            total = jnp.maximum(sum(norms), 1e-30)
+            for term, norm in zip(terms, norms, strict=True):
+                metrics[f"{term.name}_gradient_share"] = norm / total
         metrics["gradient_norm"] = optax.global_norm(gradients)
-        changes, opt_state = optimizer.update(
-            gradients, state.opt_state, state.variables["params"]
-        )
-        variables = {
-            "params": optax.apply_updates(state.variables["params"], changes),
-            **jax.lax.pmean(updates, axis_name),
+        before = state.trained
+        changes, opt_state = optimizer.update(gradients, state.opt_state, before)
+        after = optax.apply_updates(before, changes)
+        variables = {"params": after["network"], **jax.lax.pmean(updates, axis_name)}
+        aux = {
+            term.name: {
+                "params": after["aux"][term.name],
+                **jax.lax.pmean(f.aux_updates, axis_name),
+            }
+            for term, f in zip(terms, found, strict=True)
+            if term.aux
         }
         new_state = TrainState(
             step=state.step + 1,
             variables=variables,
+            aux=aux,
             opt_state=opt_state,
             ema=_moving_average(state, variables, ema_decay),
         )
         return new_state, metrics
 
     return step
+
+
+class _Found(NamedTuple):
+    """A term's loss, weight included, and its gradients on this device.
+
+    Attributes:
+      loss: float32[].
+      gradient: by the student's `Outputs`.
+      by_aux: by the parameters of its auxiliary module; {} without one.
+      aux_updates: that module's new statistics.
+    """
+
+    loss: jax.Array
+    gradient: Outputs
+    by_aux: Any
+    aux_updates: Any
+
+
+def _differentiate(
+    term: Term,
+    student: Outputs,
+    teachers: tuple[Outputs, ...],
+    batch: Batch,
+    aux: Mapping[str, Variables],
+    axis_name: str,
+) -> _Found:
+    """Compute a term and its gradients.
+
+    A term that must see the whole batch gets it from all devices. Each then computes
+    the same loss, and the gather's transpose sums over the devices what they say of
+    one's rows: that is as many times the gradient as there are devices, as a mean over
+    a device's own rows has it too, and averaging over the devices is right for both.
+    """
+    own = aux[term.name] if term.aux else {"params": {}}
+    network, params = term.aux, own["params"]
+
+    def value(outputs: Outputs, params: Any) -> tuple[jax.Array, Any]:
+        updates: dict[str, Any] = {}
+
+        def apply(*args: jax.Array) -> Any:
+            assert network is not None, f"{term.name} has no auxiliary module"
+            result, updated = network.apply(
+                {**own, "params": params}, *args, train=True, mutable=["batch_stats"]
+            )
+            updates.update(updated)
+            return result
+
+        seen = Seen(outputs, teachers, batch)
+        if term.whole_batch:
+            seen = jax.tree.map(
+                lambda x: jax.lax.all_gather(x, axis_name, tiled=True), seen
+            )
+        return (term.weight * term.loss(seen, apply)).mean(), updates
+
+    loss, vjp, updates = jax.vjp(value, student, params, has_aux=True)
+    gradient, by_aux = vjp(jnp.ones_like(loss))
+    return _Found(loss, gradient, by_aux, updates)
+
+
+def _norm(tree: Any, axis_name: str) -> jax.Array:
+    """Return the norm of a gradient whose rows are spread over the devices."""
+    squares = sum(
+        jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)
+    )
+    return jnp.sqrt(jax.lax.pmean(squares, axis_name))
 
 
 def make_render(*, image_size: int) -> Callable[[Batch], jax.Array]:
@@ -196,7 +226,7 @@ def render_views(step: TrainStep, *, image_size: int) -> TrainStep:
     render = make_render(image_size=image_size)
 
     def rendering(
-        state: TrainState, frozen: Variables, batch: Batch
+        state: TrainState, frozen: Frozen, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         return step(state, frozen, {**batch, "image": render(batch)})
 
@@ -204,10 +234,11 @@ def render_views(step: TrainStep, *, image_size: int) -> TrainStep:
 
 
 def make_eval_step(model: nn.Module) -> Callable[[Variables, jax.Array], jax.Array]:
-    """Return step(variables, images float[b, S, S, 3]) -> logits float32[b]."""
+    """Return step(variables, images float[b, S, S, 3]) -> logits float32[b, K]."""
 
     def step(variables: Variables, images: jax.Array) -> jax.Array:
-        return forward(model, variables, images.astype(jnp.float32)).logits
+        outputs: Any = model.apply(variables, images.astype(jnp.float32), train=False)
+        return outputs.logits
 
     return step
 

@@ -1,9 +1,10 @@
 """What a frozen teacher says of the student's views, kept so that it is asked once.
 
-A view is a function of (seed, view, row), so the teacher's logit of it is a fact that
-outlives the run: one number for each image and view. Each view has a file of its own,
-named after the hash of all that the numbers depend on. Nothing is ever brought up to
-date: another teacher, other pixels or other code give another name.
+A view is a function of (seed, view, row), so the teacher's logits of it are a fact that
+outlives the run: one number, or one a class, for each image and view. Each view has a
+file of its own, named after the hash of all that the numbers depend on. Nothing is ever
+brought up to date: another teacher, other pixels or another version of the code give
+another name.
 """
 
 import contextlib
@@ -23,45 +24,39 @@ from absl import logging
 
 from mela_jax import checkpoint, parallel, steps
 from mela_jax.atomic import hold_lock, write_atomically
-from mela_jax.data.augment import AugmentSettings
 from mela_jax.data.input_pipeline import make_view_batches
+from mela_jax.data.views import Views
 from mela_jax.distill.logits import check_are_logits
 from mela_jax.errors import Stopped, UserError
+from mela_jax.images import Images
 from mela_jax.state import Variables
-from mela_jax.train import EvalStep, Images, score_batches, stop_requests
+from mela_jax.train import EvalStep, score_batches, stop_requests
 
 # What model.json says of a network beyond the shapes of its variables.
 _NETWORK = ("model", "pool", "hidden", "compute_dtype")
 # Packages that draw the views, render them and run the network.
 _PACKAGES = ("numpy", "opencv-python-headless", "jax", "jaxlib", "flax")
-# The code that does, relative to this file.
-_CODE = (
-    "data/augment.py",
-    "data/augment_on_device.py",
-    "data/input_pipeline.py",
-    "data/raw_batches.py",
-    "models/*.py",
-    "steps.py",
-)
+# Part of a file's name: raise it whenever the code would draw or render other views, or
+# a network of the same model.json would answer otherwise.
+VERSION = 2
 # Images hashed at a time.
 _CHUNK = 256
 
 
 def cached_logits(
-    *,
     eval_step: EvalStep,
     variables: Variables,
     description: dict[str, Any],
     images: Images,
-    settings: AugmentSettings,
-    augment_on_device: bool,
-    seed: int,
+    views: Views,
+    *,
     num_views: int,
+    seed: int,
     mesh: parallel.Mesh,
     batch_size: int,
     directory: Path,
 ) -> np.ndarray:
-    """Return the teacher's logits of every training image and view.
+    """Return a teacher's logits of every training image and view.
 
     A view that is not on disk is computed in one pass, by the same evaluation-mode
     forward that a step with the teacher in it runs, and written whole or not at all. Of
@@ -73,16 +68,15 @@ def cached_logits(
       variables: the teacher's.
       description: the teacher's model.json.
       images: the data; the views are of its training rows.
-      settings: augmentation.
-      augment_on_device: render the views on the devices, as the training step will.
+      views: which views the student sees.
+      num_views: how many of them are wanted: 0 to num_views - 1.
       seed: of the student's views.
-      num_views: views wanted: 0 to num_views - 1.
       mesh: devices.
       batch_size: images in a batch of the pass, over all devices.
       directory: where the files are kept; made when absent.
 
     Returns:
-      float32[num_views, N] for the N rows of the data set; NaN outside the training
+      float32[num_views, N, K] for the N rows of the data set; NaN outside the training
       rows, so that no batch can use one unseen.
 
     Raises:
@@ -95,20 +89,21 @@ def cached_logits(
         "network": {name: description[name] for name in _NETWORK},
         "pixels": pixels_fingerprint(images.train, rows),
         "image_size": images.image_size,
-        "augment": dataclasses.asdict(settings),
+        "augment": dataclasses.asdict(views.settings),
+        "views_per_image": views.per_image,
         # Both renderers show the same view, but for rounding.
-        "renderer": "device" if augment_on_device else "host",
+        "renderer": "device" if views.on_device else "host",
         # Where views cannot differ, all seeds share them.
-        "seed": seed if settings.is_random else None,
+        "seed": seed if views.settings.is_random else None,
         # Rounding depends on these, and a repeated run must give the same student.
         "batch_size": batch_size,
         "devices": parallel.describe_devices(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "code": code_fingerprint(),
+        "version": VERSION,
     }
 
     render = None
-    if augment_on_device:
+    if views.on_device:
         render = parallel.map_batch(
             steps.make_render(image_size=images.image_size), mesh
         )
@@ -121,8 +116,7 @@ def cached_logits(
             image_size=images.image_size,
             batch_size=batch_size,
             seed=seed,
-            settings=settings,
-            render=not augment_on_device,
+            views=views,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -131,17 +125,18 @@ def cached_logits(
                 eval_step, variables, batches, rows, mesh=mesh, render=render
             )
 
-    logits = np.full((num_views, len(images.train)), np.nan, np.float32)
+    num_logits = images.classes.num_logits
+    logits = np.full((num_views, len(images.train), num_logits), np.nan, np.float32)
     for view in range(num_views):
         key = json.dumps({**ingredients, "view": view}, sort_keys=True)
         path = directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         with _main_process_holds(path.with_suffix(".lock")):
             found = None
             if parallel.is_main_process():
-                found = read_view(path, key=key, num_images=len(rows))
+                found = read_view(path, key=key, shape=(len(rows), num_logits))
             if parallel.any_process(found is not None):
                 if found is None:
-                    found = np.empty(len(rows), np.float32)
+                    found = np.empty((len(rows), num_logits), np.float32)
                 logits[view, rows] = parallel.from_main_process(found)
                 logging.info("teacher: logits of view %d from %s", view, path)
                 continue
@@ -174,18 +169,8 @@ def pixels_fingerprint(images: np.ndarray, rows: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def code_fingerprint() -> str:
-    """Return the SHA-256 of the code that renders views and runs networks."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in _CODE for path in here.glob(pattern)):
-        digest.update(f"{path.relative_to(here).as_posix()}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def write_view(path: Path, logits: np.ndarray, *, key: str) -> None:
-    """Write a view's logits float32[n] and what they depend on.
+    """Write a view's logits float32[n, K] and what they depend on.
 
     Raises:
       UserError: when that is impossible.
@@ -195,8 +180,8 @@ def write_view(path: Path, logits: np.ndarray, *, key: str) -> None:
     write_atomically(path, content.getvalue())
 
 
-def read_view(path: Path, *, key: str, num_images: int) -> np.ndarray | None:
-    """Return a view's logits float32[n], or None where there is no whole file of them.
+def read_view(path: Path, *, key: str, shape: tuple[int, int]) -> np.ndarray | None:
+    """Return a view's logits float32[n, K], or None without a whole file of them.
 
     An .npz file carries a checksum of every array, so a damaged one is found out.
     """
@@ -211,7 +196,7 @@ def read_view(path: Path, *, key: str, num_images: int) -> np.ndarray | None:
         return None
     if (
         found != key
-        or logits.shape != (num_images,)
+        or logits.shape != shape
         or logits.dtype != np.float32
         or not np.isfinite(logits).all()
     ):

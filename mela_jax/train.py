@@ -1,53 +1,92 @@
-"""The one training loop, for teacher and student alike."""
+"""The one training loop, for whatever model learns by whatever terms."""
 
 import contextlib
 import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
+import optax
 from absl import logging
-from ml_collections import ConfigDict
-from scipy.special import expit
 
 from mela_jax import checkpoint, optim, parallel, steps
-from mela_jax.data.augment import AugmentSettings
 from mela_jax.data.input_pipeline import make_eval_batches, make_train_batches
+from mela_jax.data.views import Views
+from mela_jax.distill.teachers import Teachers
+from mela_jax.distill.terms import Term
 from mela_jax.errors import Stopped, UserError
-from mela_jax.evaluation.measure import selection_metrics
+from mela_jax.images import Images
 from mela_jax.models.cost import count_params
+from mela_jax.models.head import Classifier
 from mela_jax.progress import Progress
-from mela_jax.state import TrainState, Variables, create_state
+from mela_jax.state import Variables, create_state
 
 History = list[dict[str, float]]
 EvalStep = Callable[[Variables, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
-    """The images of one working size, and which of them belong to which split.
+class Task:
+    """What is to be learnt, and by what: all that `fit` knows of a method.
 
     Attributes:
-      train: uint8[N, T, T, 3], at the size from which random crops are taken.
-      evaluation: uint8[N, S, S, 3], at the size the models see.
-      labels: int[N], 1 for melanoma.
-      rows: rows of each split, {"train", "val", "test"} -> int[...].
+      name: what to call the stage in logs: "teacher", "student", "baseline".
+      network: the one that learns; its batch norm averages over the mesh's axis.
+      variables: where its training starts.
+      terms: what is minimised is their weighted sum.
+      aux: first variables of the terms' auxiliary modules, by term's name.
+      teachers: what the terms compare with.
+      views: which views of the images it learns from.
+      row_weights: float[n] of the training rows, for a weighted sampler; None for every
+        row once an epoch.
+      validate: variables of the network -> validation metrics by name.
     """
 
-    train: np.ndarray
-    evaluation: np.ndarray
-    labels: np.ndarray
-    rows: dict[str, np.ndarray]
+    name: str
+    network: Classifier
+    variables: Variables
+    terms: Sequence[Term]
+    teachers: Teachers
+    views: Views
+    validate: Callable[[Variables], dict[str, float]]
+    aux: Mapping[str, Variables] = dataclasses.field(default_factory=dict)
+    row_weights: np.ndarray | None = None
 
-    @property
-    def image_size(self) -> int:
-        """Side S of the square that the models see, in pixels."""
-        return self.evaluation.shape[1]
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a network learns; the fields are those of the config.
+
+    Attributes:
+      epochs: of the whole training.
+      batch_size: views in a step, over all devices.
+      learning_rate: peak of the schedule.
+      warmup_epochs: of the linear warm-up.
+      weight_decay: of kernels.
+      clip_norm: largest global norm of the gradient; 0 for no clipping.
+      ema_decay: of the moving average that is evaluated; 0 for none.
+      select_by: validation metric that chooses the checkpoint, larger being better.
+      qat_epochs: how many of the last epochs see the rounding of an int8 file; the
+        checkpoint is chosen among them where there are any.
+      seed: source of order, views and dropout.
+      log_every_steps: steps between two looks at the loss.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    warmup_epochs: float
+    weight_decay: float
+    clip_norm: float
+    ema_decay: float
+    select_by: str
+    qat_epochs: int
+    seed: int
+    log_every_steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +108,7 @@ def score(
     mesh: parallel.Mesh,
     batch_size: int,
 ) -> np.ndarray:
-    """Return the logits float32[n] of a split's images, in the order of its rows."""
+    """Return the logits float32[n, K] of a split's images, in the order of its rows."""
     batches = make_eval_batches(
         images.evaluation,
         images.labels,
@@ -91,7 +130,7 @@ def score_batches(
     mesh: parallel.Mesh,
     render: Callable[[steps.Batch], jax.Array] | None = None,
 ) -> np.ndarray:
-    """Return the logits float32[n] of `rows` int[n], in their order.
+    """Return the logits float32[n, K] of `rows` int[n], in their order.
 
     Args:
       eval_step: (variables, images on the devices) -> logits.
@@ -103,39 +142,27 @@ def score_batches(
       render: makes the images of a batch on the devices, where they are not yet in it.
     """
     position = {int(row): i for i, row in enumerate(rows)}
-    logits = np.full(len(rows), np.nan, np.float32)
+    logits = np.empty((len(rows), 0), np.float32)
     for batch in batches:
         on_devices = parallel.shard_batch(mesh, batch)
         views = render(on_devices) if render else on_devices["image"]
         outputs = parallel.gather(eval_step(variables, views))
         index = parallel.gather(on_devices["index"])
         real = parallel.gather(on_devices["mask"]) > 0
+        if not logits.size:
+            logits = np.full((len(rows), outputs.shape[1]), np.nan, np.float32)
         for row, value in zip(index[real], outputs[real], strict=True):
             logits[position[int(row)]] = value
     return logits
 
 
 def fit(
-    *,
-    name: str,
-    model: nn.Module,
-    eval_step: EvalStep,
-    variables: Variables,
-    stage: ConfigDict,
-    objective: steps.Objective,
-    frozen: Variables,
+    task: Task,
     images: Images,
-    settings: AugmentSettings,
-    augment_on_device: bool,
+    schedule: Schedule,
+    *,
     directory: Path,
     mesh: parallel.Mesh,
-    seed: int,
-    target_sensitivity: float,
-    eval_batch_size: int,
-    log_every_steps: int,
-    num_views: int = 0,
-    teacher_logits: np.ndarray | None = None,
-    qat_epochs: int = 0,
     on_epoch: Callable[[History], None] | None = None,
 ) -> FitResult:
     """Train a model to the end of its schedule, from its latest checkpoint if any.
@@ -144,27 +171,11 @@ def fit(
     position in the data and the losses of the epoch so far are all in the checkpoint.
 
     Args:
-      name: what to call the stage in logs: "teacher", "student", "baseline".
-      model: network, whose batch norm averages over the mesh's axis.
-      eval_step: (variables, images on the devices) -> logits of the same network.
-      variables: where training starts.
-      stage: config.teacher or config.student.
-      objective: what the logits are scored by.
-      frozen: variables handed to the objective; {} without a teacher.
+      task: what is to be learnt, and by what.
       images: the data.
-      settings: augmentation.
-      augment_on_device: render the views in the training step, not on the host.
+      schedule: how long and how fast.
       directory: where checkpoints and scalars go.
       mesh: devices.
-      seed: source of order, views and dropout.
-      target_sensitivity: for the validation metric specificity_at_target.
-      eval_batch_size: images per evaluation batch over all devices.
-      log_every_steps: steps between two looks at the loss.
-      num_views: views of an image that recur; 0 for a fresh one every epoch.
-      teacher_logits: float32[views, N] of every view that training comes by, for an
-        objective that takes them from the batch.
-      qat_epochs: how many of the last epochs see the rounding of an int8 file; the
-        checkpoint is chosen among them where there are any.
       on_epoch: called with the history so far after each epoch, once it is saved; what
         it raises ends the training.
 
@@ -173,39 +184,32 @@ def fit(
       Stopped: after SIGTERM or Ctrl-C.
     """
     began = time.monotonic()
-    steps_per_epoch = len(images.rows["train"]) // stage.batch_size
-    total_steps = stage.epochs * steps_per_epoch
-    optimizer = optim.make_optimizer(
-        learning_rate=stage.learning_rate,
-        total_steps=total_steps,
-        warmup_steps=round(stage.warmup_epochs * steps_per_epoch),
-        weight_decay=stage.weight_decay,
-        clip_norm=stage.clip_norm,
-    )
+    name = task.name
+    images_per_step = schedule.batch_size // task.views.per_image
+    steps_per_epoch = len(images.rows["train"]) // images_per_step
+    total_steps = schedule.epochs * steps_per_epoch
     # Steps before the rounding of an int8 file sets in.
-    float_steps = (stage.epochs - qat_epochs) * steps_per_epoch
-
-    def make_step(*, fake_quantize: bool) -> steps.TrainStep:
-        step_fn = steps.make_train_step(
-            model,
-            optimizer,
-            objective,
-            ema_decay=stage.ema_decay,
-            seed=seed,
-            axis_name=parallel.BATCH_AXIS,
-            fake_quantize=fake_quantize,
-        )
-        if augment_on_device:
-            step_fn = steps.render_views(step_fn, image_size=images.image_size)
-        return parallel.map_train_step(step_fn, mesh)
-
-    float_step, rounded_step = (make_step(fake_quantize=f) for f in (False, True))
+    float_steps = (schedule.epochs - schedule.qat_epochs) * steps_per_epoch
+    optimizer = optim.make_optimizer(
+        learning_rate=schedule.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=round(schedule.warmup_epochs * steps_per_epoch),
+        weight_decay=schedule.weight_decay,
+        clip_norm=schedule.clip_norm,
+    )
+    float_step, rounded_step = (
+        _make_step(task, schedule, optimizer, images.image_size, mesh, fake_quantize=f)
+        for f in (False, True)
+    )
     state = parallel.replicate(
-        mesh, create_state(variables, optimizer, use_ema=stage.ema_decay > 0)
+        mesh,
+        create_state(
+            task.variables, optimizer, use_ema=schedule.ema_decay > 0, aux=task.aux
+        ),
     )
     template = parallel.abstract_replicated(mesh, state)
     checkpoints = checkpoint.Checkpoints(
-        directory / "checkpoints", select_by=stage.select_by
+        directory / "checkpoints", select_by=schedule.select_by
     )
     history: History = []
     # Metrics of the steps of the epoch so far.
@@ -216,29 +220,33 @@ def fit(
         history, done = before["history"], before["epoch_so_far"]
         logging.info("%s: goes on from step %d", name, first_step)
     else:
-        logging.info("%s: %s parameters", name, f"{count_params(variables):,}")
+        logging.info("%s: %s parameters", name, f"{count_params(task.variables):,}")
     batches = make_train_batches(
         images.train,
         images.labels,
         images.rows["train"],
+        views=task.views,
         image_size=images.image_size,
-        batch_size=stage.batch_size,
-        seed=seed,
+        batch_size=schedule.batch_size,
+        seed=schedule.seed,
         start_step=first_step,
         num_steps=total_steps,
-        settings=settings,
-        num_views=num_views,
-        render=not augment_on_device,
+        row_weights=task.row_weights,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     progress = Progress(
         name, directory / "scalars", first_step=first_step, total_steps=total_steps
     )
-    with stop_requests() as stop_requested, progress:
+    with (
+        stop_requests() as stop_requested,
+        contextlib.closing(batches),
+        progress,
+    ):
         pending: list[steps.Metrics] = []
-        inputs = (steps.step_inputs(batch, teacher_logits) for batch in batches)
+        inputs = (task.teachers.inputs(batch) for batch in batches)
         on_devices = parallel.prefetch(mesh, inputs)
+        frozen = task.teachers.frozen
         for step, batch in enumerate(on_devices, start=first_step + 1):
             train_step = float_step if step <= float_steps else rounded_step
             # Nothing may cross between host and devices behind our back: the host
@@ -247,7 +255,7 @@ def fit(
                 state, metrics = train_step(state, frozen, batch)
             pending.append(metrics)
             ends_epoch = step % steps_per_epoch == 0
-            looks = ends_epoch or step % log_every_steps == 0
+            looks = ends_epoch or step % schedule.log_every_steps == 0
             # Several processes have to wait for each other to agree.
             asks = looks or jax.process_count() == 1
             stop = asks and parallel.any_process(stop_requested())
@@ -257,25 +265,13 @@ def fit(
                 pending = []
                 progress.scalars(step, _mean(fetched))
             if ends_epoch:
-                row = {
-                    "epoch": step // steps_per_epoch,
-                    "step": step,
-                    **_mean(done),
-                    **_validate(
-                        eval_step,
-                        state,
-                        images,
-                        mesh,
-                        eval_batch_size,
-                        target_sensitivity,
-                    ),
-                }
+                validated = task.validate(state.evaluated)
+                found = {f"val/{key}": value for key, value in validated.items()}
+                epoch = step // steps_per_epoch
+                history.append({"epoch": epoch, "step": step, **_mean(done), **found})
                 done = []
-                history.append(row)
-                progress.scalars(
-                    step, {k: v for k, v in row.items() if k.startswith("val/")}
-                )
-                progress.line(_describe(name, row, stage.epochs))
+                progress.scalars(step, found)
+                progress.line(_describe(name, history[-1], schedule.epochs))
             if ends_epoch or stop:
                 checkpoints.save(
                     step,
@@ -283,7 +279,7 @@ def fit(
                     {"history": history, "epoch_so_far": done},
                     # A checkpoint from before the rounding is not to be chosen.
                     metrics=_selection(history[-1])
-                    if ends_epoch and (step > float_steps or not qat_epochs)
+                    if ends_epoch and (step > float_steps or not schedule.qat_epochs)
                     else None,
                 )
             if stop and step < total_steps:
@@ -303,6 +299,31 @@ def fit(
         best_step=best_step,
         seconds=time.monotonic() - began,
     )
+
+
+def _make_step(
+    task: Task,
+    schedule: Schedule,
+    optimizer: optax.GradientTransformation,
+    image_size: int,
+    mesh: parallel.Mesh,
+    *,
+    fake_quantize: bool,
+) -> steps.TrainStep:
+    """Return the step of all devices."""
+    step = steps.make_train_step(
+        task.network,
+        optimizer,
+        task.terms,
+        task.teachers,
+        ema_decay=schedule.ema_decay,
+        seed=schedule.seed,
+        axis_name=parallel.BATCH_AXIS,
+        fake_quantize=fake_quantize,
+    )
+    if task.views.on_device:
+        step = steps.render_views(step, image_size=image_size)
+    return parallel.map_train_step(step, mesh)
 
 
 def _fetch(
@@ -338,24 +359,6 @@ def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
     return {
         f"train/{key}": float(np.mean([m[key] for m in metrics])) for key in metrics[0]
     }
-
-
-def _validate(
-    eval_step: EvalStep,
-    state: TrainState,
-    images: Images,
-    mesh: parallel.Mesh,
-    batch_size: int,
-    target_sensitivity: float,
-) -> dict[str, float]:
-    logits = score(
-        eval_step, state.evaluated, images, "val", mesh=mesh, batch_size=batch_size
-    ).astype(np.float64)
-    labels = images.labels[images.rows["val"]]
-    # -log p of the label's class, as losses.bce, over the whole split at once.
-    loss = np.logaddexp(0.0, np.where(labels == 1, -logits, logits)).mean()
-    metrics = selection_metrics(labels, expit(logits), target=target_sensitivity)
-    return {"val/loss": float(loss), **{f"val/{k}": v for k, v in metrics.items()}}
 
 
 def _selection(row: dict[str, float]) -> dict[str, float]:

@@ -1,4 +1,6 @@
-"""Distillation from the teacher's logits: tempered, binary, and kept honest."""
+"""Distillation from the teachers' logits: tempered, and kept honest."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -7,33 +9,41 @@ import numpy as np
 from mela_jax.errors import UserError
 
 
-def binary_kd(
+def tempered_kl(
     student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float
 ) -> jax.Array:
-    """Return T^2 * KL(sigmoid(z_t / T) || sigmoid(z_s / T)), per example.
+    """Return T^2 * KL(p || q), per example, p and q softened by the temperature.
 
-    There is one logit, so the softened distribution is a Bernoulli's: a softmax over
-    an axis of length one would be 1 for both and the loss would vanish. T^2 keeps the
-    size of the gradient as T grows (Hinton et al. 2015, arXiv:1503.02531, section 2.1).
+    With K classes p = softmax(z_t / T) and q = softmax(z_s / T). With one logit the
+    softened distribution is a Bernoulli's: a softmax over an axis of length one would
+    be 1 for both and the loss would vanish. T^2 keeps the size of the gradient as T
+    grows (Hinton et al. 2015, arXiv:1503.02531, section 2.1).
 
     Args:
-      student_logits: float[B], any finite value.
-      teacher_logits: float[B], logits, not probabilities; no gradient flows into them.
+      student_logits: float[B, K], any finite values.
+      teacher_logits: float[B, K], logits, not probabilities; no gradient flows into
+        them.
       temperature: T > 0.
 
     Returns:
       float32[B], >= 0 (up to rounding) and finite for logits of +-1e4 and more.
 
-    >>> float(binary_kd(jnp.array([2.0]), jnp.array([2.0]), temperature=2.0)[0])
+    >>> z = jnp.array([[2.0]])
+    >>> float(tempered_kl(z, z, temperature=2.0)[0])
     0.0
     """
-    if jnp.shape(student_logits) != jnp.shape(teacher_logits):
+    shapes = jnp.shape(student_logits), jnp.shape(teacher_logits)
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2:
         raise ValueError(
-            f"student logits {jnp.shape(student_logits)} and teacher logits"
-            f" {jnp.shape(teacher_logits)} differ in shape"
+            f"student logits {shapes[0]} and teacher logits {shapes[1]}: both must be"
+            " [B, K]"
         )
     z_s = jnp.asarray(student_logits, jnp.float32) / temperature
     z_t = jax.lax.stop_gradient(jnp.asarray(teacher_logits, jnp.float32)) / temperature
+    if shapes[0][1] > 1:
+        log_p, log_q = jax.nn.log_softmax(z_t), jax.nn.log_softmax(z_s)
+        return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    z_s, z_t = z_s[:, 0], z_t[:, 0]
     p_t = jax.nn.sigmoid(z_t)
     # KL = p (log p - log q) + (1 - p) (log(1-p) - log(1-q)), with log sigmoid(z) =
     # -softplus(-z): differences of finite numbers, weighted by p in [0, 1].
@@ -43,15 +53,44 @@ def binary_kd(
     return temperature**2 * kl
 
 
-def total_loss(
-    hard: jax.Array | float, soft: jax.Array | float, *, alpha: float
+def average_teachers(
+    logits: Sequence[jax.Array],
+    *,
+    weights: Sequence[float],
+    temperature: float,
+    average: str,
 ) -> jax.Array:
-    """Return (1 - alpha) * hard + alpha * soft.
+    """Return the logits of one teacher that says what several say together.
 
-    `alpha` is the share of the **soft** loss: 0 is training without a teacher. Some
-    papers write it the other way round, alpha * hard + (1 - alpha) * soft.
+    Args:
+      logits: float[B, K] of each teacher.
+      weights: of each teacher, >= 0; they add up to 1.
+      temperature: T, at which the probabilities are averaged.
+      average: "probabilities": the softened probabilities of the result are the
+        weighted mean of the teachers'; "logits": its logits are.
+
+    Returns:
+      float32[B, K]; those of the teacher itself where there is only one.
+
+    Raises:
+      ValueError: the weights do not add up to 1.
     """
-    return jnp.asarray((1.0 - alpha) * hard + alpha * soft)
+    if len(weights) != len(logits) or abs(sum(weights) - 1) > 1e-6:
+        raise ValueError(f"weights {weights} of {len(logits)} teachers")
+    if len(logits) == 1:
+        return logits[0]
+    z = jnp.stack([jnp.asarray(each, jnp.float32) for each in logits])
+    w = jnp.asarray(weights, jnp.float32)[:, None, None]
+    if average == "logits":
+        return (w * z).sum(axis=0)
+
+    def mean(log_p: jax.Array) -> jax.Array:
+        return jax.nn.logsumexp(log_p, axis=0, b=w)
+
+    if z.shape[2] > 1:
+        return temperature * mean(jax.nn.log_softmax(z / temperature))
+    sure, unsure = (mean(jax.nn.log_sigmoid(s * z / temperature)) for s in (1, -1))
+    return temperature * (sure - unsure)
 
 
 def check_are_logits(outputs: np.ndarray, *, source: str) -> None:
@@ -61,7 +100,7 @@ def check_are_logits(outputs: np.ndarray, *, source: str) -> None:
     of a trained classifier leave [0, 1] on some image of any sizeable set.
 
     Args:
-      outputs: float[N], the teacher's outputs on many images.
+      outputs: float[N, K], a teacher's outputs on many images.
       source: where they come from, for the message.
 
     Raises:

@@ -60,7 +60,7 @@ def run(
     _hide_password(storage, workdir)
     if job is None:
         # Here, with all that trains, so that those who only look start fast.
-        from mela_jax.pipeline import find_records
+        from mela_jax.images import find_records
         from mela_jax.study.job import main_job
 
         parallel.set_up(
@@ -146,7 +146,7 @@ def report(workdir: Path, *, storage: str) -> str:
     trials = load_trials(workdir, storage=storage)
     plan = record.read(workdir).plan
     # Here, so that a worker needs no plotting, and a look at the runs no training.
-    from mela_jax.pipeline import evaluation_settings
+    from mela_jax.results import evaluation_settings
     from mela_jax.study.report import write_study_report
 
     path = write_study_report(
