@@ -1,23 +1,29 @@
 """Batches for training and evaluation, the same on every machine and after a restart.
 
-Threads fetch and augment ahead of the step that computes. What a batch holds follows
-from the seed and its number alone: nothing is shuffled in a buffer, nothing depends on
-which thread is first, and any step can be the first.
+A batch is a pure function of its number: `make_train_fetch` and its like return that
+function, and `stream` runs it ahead of the step that computes, as a `tf.data` pipeline
+over the numbers. So nothing depends on which thread is first, and any step can be the
+first without those before it.
+
+TensorFlow takes seconds to import, and is when the first batch is asked for: see
+`mela_jax.lazy_tensorflow`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from mela_jax.data.augment import AugmentSettings, augment_batch
-from mela_jax.data.raw_batches import (
-    Fetch,
-    fetch_ahead,
-    make_fetch,
-    make_row_fetch,
-    make_view_fetch,
-)
+from mela_jax import lazy_tensorflow
+from mela_jax.data.sampling import make_order, make_sweep, process_share
+from mela_jax.data.views import Views, aligned_empty, augment_batch, draw_views
 from mela_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+# Number of a batch -> the batch.
+Fetch = Callable[[int], Batch]
+
+_THREADS = 2
 
 
 def make_train_batches(
@@ -25,62 +31,130 @@ def make_train_batches(
     labels: np.ndarray,
     indices: np.ndarray,
     *,
+    views: Views,
     image_size: int,
     batch_size: int,
     seed: int,
     start_step: int,
     num_steps: int,
-    settings: AugmentSettings,
-    num_views: int = 0,
-    render: bool = True,
+    row_weights: np.ndarray | None = None,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[Batch]:
     """Make the training batches of steps `start_step` to `num_steps - 1`.
 
-    Order and views are those of `make_fetch`: a step's batch does not depend on
-    `start_step`.
-
     Args:
-      images: uint8[N, S, S, 3], RGB; may be mapped from the disk.
-      labels: int[N], 1 for melanoma.
-      indices: int[n], the rows to train on.
-      image_size: side s of the images in a batch.
-      batch_size: images in a step, over all processes.
-      seed: not negative.
+      images: see `make_train_fetch`, as for all that is not explained here.
+      labels: see there.
+      indices: see there.
+      views: see there.
+      image_size: see there.
+      batch_size: see there.
+      seed: see there.
       start_step: the first step wanted; 0 at the start of training.
       num_steps: the length of the whole training: the first step not wanted.
-      settings: augmentation.
-      num_views: views of an image that recur; 0 for a fresh one every epoch.
-      render: render the views here. Otherwise the batches are those of `make_fetch`,
-        and the training step renders them.
-      process_index: which process this is.
-      process_count: how many share a step. Process p gets rows p b to (p + 1) b of the
-        step's batch, with b = batch_size / process_count.
+      row_weights: see `make_train_fetch`.
+      process_index: see there.
+      process_count: see there.
 
     Returns:
-      Iterator over dicts: image float32[b, s, s, 3], RGB in [0, 255]; label int32[b];
-      index int32[b], the rows; view int32[b], which of their views.
+      Iterator over the batches of `make_train_fetch`, as `stream`.
 
     Raises:
-      UserError: fewer images than `batch_size`, or one that does not divide among the
-        processes.
+      UserError: as `make_train_fetch`.
     """
-    fetch = make_fetch(
+    fetch = make_train_fetch(
         images,
         labels,
         indices,
+        views=views,
         image_size=image_size,
         batch_size=batch_size,
         seed=seed,
-        settings=settings,
-        num_views=num_views,
+        row_weights=row_weights,
         process_index=process_index,
         process_count=process_count,
     )
-    if render:
-        fetch = _rendered(fetch, image_size=image_size)
-    return fetch_ahead(fetch, start=start_step, stop=num_steps)
+    dtypes = _dtypes(views, label=np.int32)
+    return stream(fetch, dtypes=dtypes, start=start_step, stop=num_steps)
+
+
+def make_train_fetch(
+    images: np.ndarray,
+    labels: np.ndarray,
+    indices: np.ndarray,
+    *,
+    views: Views,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    row_weights: np.ndarray | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Fetch:
+    """Return fetch(step) -> the step's training batch.
+
+    Epoch e is cut from its order (`make_order`) into n // (batch_size / V) steps; the
+    remainder waits for another epoch's order. An image that is shown for the t-th time
+    (from 0; without weights, in epoch t) has its views t V to t V + V - 1, modulo
+    `views.recurring`, one after the other in the batch.
+
+    Args:
+      images: uint8[N, S, S, 3], RGB; may be mapped from the disk.
+      labels: int[N].
+      indices: int[n], the rows to train on.
+      views: which views; V is its `per_image`.
+      image_size: side s of the views.
+      batch_size: views in a step, over all processes: V of each image.
+      seed: not negative.
+      row_weights: float[n], not negative: an epoch draws n rows with replacement, in
+        proportion to these. None: every row once.
+      process_index: which process this is.
+      process_count: how many share a step. Process p gets views p b to (p + 1) b of the
+        step's batch, with b = batch_size / process_count.
+
+    Returns:
+      Function from a step's number to a dict: image float32[b, s, s, 3], RGB in
+      [0, 255]; label int32[b / V]; index int32[b], the rows; view int32[b], which of
+      their views. Row r is of image r // V, and upright where r mod V is 0. With
+      `views.on_device`, the image is uint8[b / V, S, S, 3], and there are also
+      transform float32[b, 2, 3] and colour float32[b, 3, 4], as `draw_views`.
+
+    Raises:
+      UserError: too few images for a batch, or a batch that does not divide into V
+        views of each image or among the processes.
+    """
+    per_image = views.per_image
+    if batch_size % per_image:
+        raise UserError(
+            f"a batch of {batch_size} does not divide into {per_image} views of each"
+            " image; make the batch size a multiple"
+        )
+    images_per_step = batch_size // per_image
+    share = process_share(images_per_step, process_count)
+    rows = np.asarray(indices, np.int64)
+    steps_per_epoch = len(rows) // images_per_step
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"{len(rows)} training images are too few for one batch of"
+            f" {images_per_step}; lower the batch size"
+        )
+    labels = np.asarray(labels, np.int32)
+    order = make_order(len(rows), seed=seed, weights=row_weights)
+
+    def fetch(step: int) -> Batch:
+        epoch, position = divmod(step, steps_per_epoch)
+        start = position * images_per_step + process_index * share
+        chosen, times = (part[start : start + share] for part in order(epoch))
+        view = (times[:, None] * per_image + np.arange(per_image)).ravel()
+        if views.recurring:
+            view %= views.recurring
+        batch = _show(
+            images, rows[chosen], view, views=views, image_size=image_size, seed=seed
+        )
+        return {**batch, "label": labels[rows[chosen]]}
+
+    return fetch
 
 
 def make_view_batches(
@@ -88,53 +162,58 @@ def make_view_batches(
     indices: np.ndarray,
     *,
     view: int,
+    views: Views,
     image_size: int,
     batch_size: int,
     seed: int,
-    settings: AugmentSettings,
-    render: bool = True,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[Batch]:
     """Make batches that hold one view of every row of `indices` once, in order.
 
-    It is the view that training sees in the epoch of that number. The last batch is
-    filled up with the first row; `mask` tells.
+    It is the view that training shows under that number. The last batch is filled up
+    with the first row; `mask` tells.
 
     Args:
       images: uint8[N, S, S, 3], RGB; may be mapped from the disk.
       indices: int[n], the rows.
       view: number of the view, from 0.
+      views: those of the training.
       image_size: side s of the images in a batch.
       batch_size: images in a batch, over all processes.
       seed: that of the training.
-      settings: augmentation.
-      render: render the view here. Otherwise the batches are those of
-        `make_view_fetch`, for a device to render.
       process_index: which process this is.
       process_count: how many share a batch, each taking its rows as in training.
 
     Returns:
-      Iterator over dicts: image float32[b, s, s, 3], RGB in [0, 255]; index int32[b],
-      the rows; view int32[b]; mask float32[b], 1 for an image, 0 for filling.
+      Iterator as `stream` over dicts as those of `make_train_fetch`, with one row for
+      each image, and with mask float32[b], 1 for an image, 0 for filling, in place of
+      the label.
 
     Raises:
       UserError: no images, or a batch size that does not divide among the processes.
     """
-    fetch, num_batches = make_view_fetch(
-        images,
+    rows_of, num_batches = make_sweep(
         indices,
-        view=view,
-        image_size=image_size,
         batch_size=batch_size,
-        seed=seed,
-        settings=settings,
         process_index=process_index,
         process_count=process_count,
     )
-    if render:
-        fetch = _rendered(fetch, image_size=image_size)
-    return fetch_ahead(fetch, start=0, stop=num_batches)
+
+    def fetch(number: int) -> Batch:
+        rows, mask = rows_of(number)
+        batch = _show(
+            images,
+            rows,
+            np.full(len(rows), view),
+            views=views,
+            image_size=image_size,
+            seed=seed,
+        )
+        return {**batch, "mask": mask}
+
+    dtypes = _dtypes(views, mask=np.float32)
+    return stream(fetch, dtypes=dtypes, start=0, stop=num_batches)
 
 
 def make_eval_batches(
@@ -146,14 +225,14 @@ def make_eval_batches(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[Batch]:
     """Make batches that hold every row of `indices` once, in order, unaugmented.
 
     The last batch is filled up with the first row; `mask` tells.
 
     Args:
       images: uint8[N, s, s, 3], RGB; may be mapped from the disk.
-      labels: int[N], 1 for melanoma.
+      labels: int[N].
       indices: int[n], the rows to evaluate.
       image_size: side s; images are not resized here.
       batch_size: images in a batch, over all processes.
@@ -161,8 +240,9 @@ def make_eval_batches(
       process_count: how many share a batch, each taking its rows as in training.
 
     Returns:
-      Iterator over dicts: image float32[b, s, s, 3], RGB in [0, 255]; label int32[b];
-      index int32[b], the rows; mask float32[b], 1 for an image, 0 for filling.
+      Iterator as `stream` over dicts: image float32[b, s, s, 3], RGB in [0, 255]; label
+      int32[b]; index int32[b], the rows; mask float32[b], 1 for an image, 0 for
+      filling.
 
     Raises:
       UserError: no images, images of another size, or a batch size that does not divide
@@ -172,7 +252,7 @@ def make_eval_batches(
         raise UserError(
             f"images of {images.shape[1]} pixels cannot be evaluated at {image_size}"
         )
-    rows_of, num_batches = make_row_fetch(
+    rows_of, num_batches = make_sweep(
         indices,
         batch_size=batch_size,
         process_index=process_index,
@@ -180,29 +260,121 @@ def make_eval_batches(
     )
     labels = np.asarray(labels, np.int32)
 
-    def fetch(number: int) -> dict[str, np.ndarray]:
+    def fetch(number: int) -> Batch:
         rows, mask = rows_of(number)
+        pixels = aligned_empty((len(rows), *images.shape[1:]), np.float32)
+        for row, picture in zip(rows, pixels, strict=True):
+            picture[:] = images[row]
         return {
-            "image": images[rows].astype(np.float32),
+            "image": pixels,
             "label": labels[rows],
             "index": rows.astype(np.int32),
             "mask": mask,
         }
 
-    return fetch_ahead(fetch, start=0, stop=num_batches)
+    dtypes = {"image": np.float32, "label": np.int32, "index": np.int32}
+    dtypes["mask"] = np.float32
+    return stream(fetch, dtypes=dtypes, start=0, stop=num_batches)
 
 
-def _rendered(fetch: Fetch, *, image_size: int) -> Fetch:
-    """Return a fetch that renders the views; their draws are used up."""
+def _show(
+    images: np.ndarray,
+    rows: np.ndarray,
+    view: np.ndarray,
+    *,
+    views: Views,
+    image_size: int,
+    seed: int,
+) -> Batch:
+    """Return views int[b] of rows int[b / V] of the images, one after the other."""
+    index = np.repeat(rows, len(view) // len(rows))
+    transforms, colours = draw_views(
+        seed=seed,
+        view=view,
+        indices=index,
+        settings=views.settings,
+        size_in=images.shape[1],
+        size_out=image_size,
+        per_image=views.per_image,
+    )
+    batch = {"index": index.astype(np.int32), "view": view.astype(np.int32)}
+    if views.on_device:
+        pictures = aligned_empty((len(rows), *images.shape[1:]), images.dtype)
+        np.take(images, rows, axis=0, out=pictures, mode="clip")
+        return batch | {"image": pictures, "transform": transforms, "colour": colours}
+    pictures = (images[row] for row in rows)
+    return batch | {
+        "image": augment_batch(pictures, transforms, colours, size=image_size)
+    }
 
-    def fetch_rendered(number: int) -> dict[str, np.ndarray]:
-        batch = fetch(number)
-        batch["image"] = augment_batch(
-            batch["image"],
-            batch.pop("transform"),
-            batch.pop("colour"),
-            size=image_size,
+
+def _dtypes(views: Views, **more: DTypeLike) -> dict[str, DTypeLike]:
+    """Return the dtypes of a batch of `_show`, and more."""
+    dtypes = {"index": np.int32, "view": np.int32, "image": np.float32}
+    if views.on_device:
+        dtypes |= {"image": np.uint8, "transform": np.float32, "colour": np.float32}
+    return dtypes | more
+
+
+def stream(
+    fetch: Fetch, *, dtypes: Mapping[str, DTypeLike], start: int, stop: int
+) -> Iterator[Batch]:
+    """Yield the batches of `start` to `stop - 1` in order, fetched ahead by tf.data.
+
+    Two threads fetch and one batch waits: no more than five are in memory. Ending or
+    closing the iterator ends the threads.
+
+    Args:
+      fetch: a pure function; two threads call it at a time.
+      dtypes: what the batch holds, key -> dtype.
+      start: number of the first batch.
+      stop: number of the first batch not wanted.
+
+    Yields:
+      The batches; arrays are not to be written to.
+
+    Raises:
+      Exception: what `fetch` raised, when its batch is next.
+    """
+    tf = lazy_tensorflow.import_tensorflow()
+    # TensorFlow never lets go of a function that it may call. All that it keeps of this
+    # one is emptied in the end.
+    held = {"fetch": fetch}
+    errors: dict[int, Exception] = {}
+
+    def call(number: np.int64) -> list[np.ndarray]:
+        try:
+            batch = held["fetch"](int(number))
+            return [batch[key] for key in dtypes]
+        except Exception as error:
+            # TensorFlow would make an UnknownError of it.
+            errors[int(number)] = error
+            raise
+
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = _THREADS
+    batches = iter(
+        tf.data.Dataset.range(start, stop)
+        .map(
+            # A whole batch a call: a call for each view costs 1.6 times as much.
+            lambda number: tf.numpy_function(call, [number], list(dtypes.values())),
+            num_parallel_calls=_THREADS,
         )
-        return batch
-
-    return fetch_rendered
+        .prefetch(1)
+        .with_options(options)
+        .as_numpy_iterator()
+    )
+    try:
+        for number in range(start, stop):
+            try:
+                batch = next(batches)
+            except (tf.errors.OpError, StopIteration):
+                raise errors[number] from None
+            yield dict(zip(dtypes, batch, strict=True))
+    finally:
+        # Waits for the calls that still run.
+        del batches
+        held.clear()
+        errors.clear()

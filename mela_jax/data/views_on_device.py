@@ -1,4 +1,4 @@
-"""The views of `mela_jax.data.augment`, rendered in JAX, inside a training step.
+"""The views of `mela_jax.data.views`, rendered in JAX, inside a training step.
 
 The parameters of every view are still drawn on the host, from the seed, the epoch and
 the image; only the arithmetic on pixels moves. So one and the same run sees the same
@@ -16,7 +16,7 @@ def augment_batch(
     """Render the views of a batch: one bilinear warp, one affine map of the colours.
 
     Args:
-      images: uint8[B, S, S, 3], RGB.
+      images: uint8[B / V, S, S, 3], RGB; each has V views, one after the other.
       transforms: float32[B, 2, 3], from `draw_views`.
       colours: float32[B, 3, 4], from `draw_views`.
       size: side of the views in pixels, the `size_out` of `draw_views`.
@@ -45,4 +45,5 @@ def augment_batch(
         )
         return jnp.clip(changed + colour[:, 3], 0.0, 255.0)
 
+    images = jnp.repeat(images, len(transforms) // len(images), axis=0)
     return jax.vmap(view)(images, transforms, colours)
