@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mela_jax.data.augment_on_device import augment_batch
+from mela_jax.data.views_on_device import augment_batch
 from mela_jax.distill.teachers import Teachers
 from mela_jax.distill.terms import Batch, Seen, Term
 from mela_jax.models.fake_quant import make_fake_quantized
@@ -206,8 +206,8 @@ def _norm(tree: Any, axis_name: str) -> jax.Array:
 def make_render(*, image_size: int) -> Callable[[Batch], jax.Array]:
     """Return render(batch) -> its views float32[b, image_size, image_size, 3].
 
-    The batch holds "image" uint8[b, T, T, 3] and, as `draw_views` gives them,
-    "transform" float32[b, 2, 3] and "colour" float32[b, 3, 4].
+    The batch holds "image" uint8[b / V, T, T, 3], each picture once, and, as
+    `draw_views` gives them, "transform" float32[b, 2, 3] and "colour" float32[b, 3, 4].
     """
 
     def render(batch: Batch) -> jax.Array:

@@ -203,6 +203,14 @@ def _teachers(
     return Teachers(tuple(members))
 
 
+def _views_seen(stage: ConfigDict, views: Views) -> int:
+    """Return how many of the recurring views training comes by."""
+    if stage.sampler != "shuffled":
+        # An image that is drawn several times an epoch is shown others each time.
+        return views.recurring
+    return min(views.recurring, stage.epochs * views.per_image)
+
+
 def _row_weights(sampler: str, images: Images) -> np.ndarray | None:
     """Return the weight float64[n] of each training row, or None for all once."""
     if sampler == "shuffled":
