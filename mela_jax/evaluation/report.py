@@ -28,6 +28,7 @@ from mela_jax.evaluation.compare import compare
 from mela_jax.evaluation.contact import MAX_ALARMS, find_images, thumbnails
 from mela_jax.evaluation.isic import read_scores
 from mela_jax.evaluation.measure import CALIBRATIONS, Settings, evaluate_model
+from mela_jax.evaluation.metadata import join_details
 from mela_jax.evaluation.operating_point import POLICIES
 from mela_jax.evaluation.page import Plot, find_leader, model_label, render
 from mela_jax.evaluation.plots_clinical import (
@@ -37,7 +38,7 @@ from mela_jax.evaluation.plots_clinical import (
     draw_subgroups,
 )
 from mela_jax.evaluation.plots_training import draw_training
-from mela_jax.evaluation.scores import Predictions, join_details, pool
+from mela_jax.evaluation.scores import Predictions, pool
 
 # Model -> colour, line style, marker in the plots; also the order in the report.
 _STYLES = {
