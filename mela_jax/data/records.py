@@ -2,6 +2,19 @@
 
 from dataclasses import dataclass
 
+# How tables spell "not known".
+_UNKNOWN = ("", "nan", "na", "none", "null", "unknown")
+
+
+def known_text(text: str) -> str:
+    """Return the text of a cell, stripped, or "" where it says "not known".
+
+    >>> known_text(" back "), known_text("NaN"), known_text("unknown")
+    ('back', '', '')
+    """
+    text = text.strip()
+    return "" if text.lower() in _UNKNOWN else text
+
 
 @dataclass(frozen=True)
 class Record:

@@ -39,6 +39,8 @@ _OTHER = (
 # What makes a table one of another form.
 _BINARY = ("score", "target")
 FEWEST = 3
+# This project's own CSV has a column for each class, whose name begins so.
+PREFIX = "p_"
 # The decision where several classes share the highest score: none, as in ISIC.
 TIED = -1
 # How far from 1 the scores of an image may add up to before it is said.
@@ -53,31 +55,38 @@ class ClassScores:
     for argmax and areas, and the challenges take them.
 
     Attributes:
-        names: K >= 3 names, as in the file.
+        names: K >= 2 names, as in the file, different whatever their case.
         truth: int64 [N], index of the true class.
         score: float64 [N, K] in [0, 1].
+        melanoma: index of the class that is melanoma; found by its name where it is
+            not given.
 
     Raises:
-        UserError: a score is not a number from 0 to 1, or no class is melanoma.
-        ValueError: shapes do not fit.
+        UserError: a score is not a number from 0 to 1, a class occurs twice, or none
+            is melanoma.
+        ValueError: shapes or indices do not fit.
     """
 
     names: tuple[str, ...]
     truth: npt.NDArray[np.int64]
     score: npt.NDArray[np.float64]
+    melanoma: int = -1
 
     def __post_init__(self) -> None:
         """Check shapes, range and names."""
-        if self.score.shape != (self.truth.size, len(self.names)):
-            raise ValueError(f"scores {self.score.shape} of {len(self.names)} classes")
+        count = len(self.names)
+        if self.score.shape != (self.truth.size, count):
+            raise ValueError(f"scores {self.score.shape} of {count} classes")
+        if not ((self.truth >= 0) & (self.truth < count)).all():
+            raise ValueError(f"a true class is none of the {count}")
         if not ((self.score >= 0) & (self.score <= 1)).all():
             raise UserError("a class score is not a number from 0 to 1")
-        find_melanoma(self.names)
-
-    @property
-    def melanoma(self) -> int:
-        """Index of the class that is melanoma."""
-        return find_melanoma(self.names)
+        if self.melanoma == -1:
+            object.__setattr__(self, "melanoma", find_melanoma(self.names))
+        if self.melanoma not in range(count):
+            raise ValueError(f"melanoma is number {self.melanoma} of {count} classes")
+        if len({name.lower() for name in self.names}) < count:
+            raise UserError(f"a class occurs twice: {', '.join(self.names)}; keep one")
 
     @property
     def decision(self) -> npt.NDArray[np.int64]:
@@ -108,31 +117,64 @@ def find_melanoma(names: Sequence[str]) -> int:
     return found[0]
 
 
-def require_every_class(classes: ClassScores, where: str) -> None:
-    """Refuse a split in which a class has no image.
+def restore_classes(
+    names: Sequence[str],
+    dx: Sequence[str],
+    label: npt.NDArray[np.int64],
+    score: npt.NDArray[np.float64],
+    class_score: npt.NDArray[np.float64],
+) -> ClassScores:
+    """Return what the columns of this project's CSV say of the classes.
+
+    Melanoma may have any name: it is the class whose images are those of label 1, and
+    whose column is `score` to the last bit.
+
+    Args:
+        names: K names.
+        dx: N names of true classes.
+        label: int64 [N], 1 for melanoma.
+        score: float64 [N], P(melanoma).
+        class_score: float64 [N, K] in [0, 1].
 
     Raises:
-        UserError: one has none: its sensitivity is undefined, and so balanced accuracy.
+        UserError: a true class is none of `names`, or no class can be melanoma.
     """
-    counts = np.bincount(classes.truth, minlength=len(classes.names))
-    absent = [n for n, count in zip(classes.names, counts, strict=True) if not count]
-    if absent:
+    index = {name: number for number, name in enumerate(names)}
+    unknown = [name for name in dx if name not in index]
+    if unknown:
         raise UserError(
-            f"{where}: no image is {' or '.join(absent)}, so balanced accuracy is "
-            "undefined; remove the column, or add --melanoma-only"
+            f"dx {unknown[0]!r} is none of the classes {', '.join(names)}; correct it, "
+            f"or remove the columns {PREFIX}*"
         )
+    truth = np.asarray([index[name] for name in dx], np.int64)
+    for k in range(len(names)):
+        if np.array_equal(truth == k, label == 1) and np.array_equal(
+            class_score[:, k], score
+        ):
+            return ClassScores(tuple(names), truth, class_score, k)
+    raise UserError(
+        "melanoma is none of the classes: no dx has all images of label 1 and no "
+        f"others, with its column {PREFIX}<dx> equal to score"
+    )
 
 
 def pool_classes(parts: Sequence[ClassScores | None]) -> ClassScores | None:
     """Put class scores of several files together; columns are matched by name.
 
     Raises:
-        UserError: the files differ in their classes, or only some have any.
+        UserError: the files differ in their classes or in which of them is melanoma,
+            or only some have any.
     """
+
+    def key(part: ClassScores | None) -> tuple[set[str], str] | None:
+        if part is None:
+            return None
+        names = [name.lower() for name in part.names]
+        return set(names), names[part.melanoma]
+
     first = parts[0]
-    names = None if first is None else {name.lower() for name in first.names}
     for part in parts:
-        if names != (None if part is None else {name.lower() for name in part.names}):
+        if key(part) != key(first):
             raise UserError(
                 "the files to be pooled have not the same classes; give them the same "
                 "columns, or add --melanoma-only"
@@ -146,7 +188,9 @@ def pool_classes(parts: Sequence[ClassScores | None]) -> ClassScores | None:
         order = [of_name[name.lower()] for name in first.names]
         truths.append(np.argsort(order)[part.truth])
         scores.append(part.score[:, order])
-    return ClassScores(first.names, np.concatenate(truths), np.concatenate(scores))
+    return ClassScores(
+        first.names, np.concatenate(truths), np.concatenate(scores), first.melanoma
+    )
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,8 @@ def macro_auc_interval(
 ) -> Interval:
     """Return the mean of the classes' one-against-the-rest areas with its interval.
 
+    Classes without an image have no area and are left out of the mean.
+
     Each class has DeLong's structural components; what they move the mean by is summed
     image by image, and over the images of a lesion, and the sums of squares make the
     variance (the same linearisation as DeLong's and Obuchowski's, which for two classes
@@ -204,26 +206,26 @@ def macro_auc_interval(
     class the interval is [0, 1]: nothing is known.
 
     Args:
-        truth: int64 [N], index of the true class; every class occurs.
+        truth: int64 [N], index of the true class; two or more occur.
         scores: float64 [N, K].
         lesion_ids: N names; None takes every image as independent.
     """
     lesion = _lesions(lesion_ids)
     units = np.arange(truth.size) if lesion is None else lesion
-    num_classes = scores.shape[1]
-    areas = np.empty(num_classes)
+    present = np.unique(truth)
+    areas = np.empty(len(present))
     moved = np.zeros(truth.size)
     enough = True
-    for k in range(num_classes):
+    for i, k in enumerate(present):
         label = (truth == k).astype(np.int64)
         parts = _components(label, [scores[:, k]])
-        areas[k] = parts.area[0]
+        areas[i] = parts.area[0]
         enough = enough and _enough(label, lesion)
         for side, part in ((1, parts.positive[0]), (0, parts.negative[0])):
             held = label == side
             groups = len(np.unique(units[held]))
             scale = np.sqrt(groups / max(groups - 1, 1)) / held.sum()
-            moved[held] += (part - areas[k]) * scale / num_classes
+            moved[held] += (part - areas[i]) * scale / len(present)
     value = float(areas.mean())
     if not enough:
         return {"value": value, "low": 0.0, "high": 1.0}

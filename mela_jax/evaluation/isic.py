@@ -10,6 +10,7 @@ Ground truth has the same form with 0 and 1, in 2016 with benign and malignant.
 """
 
 import csv
+import dataclasses
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,8 @@ def read_scores(
     if found is not None:
         return found
     if truth is None:
-        return read_predictions(path)
+        own = read_predictions(path)
+        return dataclasses.replace(own, classes=None) if melanoma_only else own
     scores, labels = read_isic(path), read_isic(truth)
     _refuse_other_images(path, truth, set(scores), set(labels))
     for image_id, label in labels.items():

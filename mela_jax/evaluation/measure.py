@@ -20,7 +20,6 @@ from mela_jax.evaluation.calibration import (
     calibration_figures,
     fit_calibration,
 )
-from mela_jax.evaluation.classes import require_every_class
 from mela_jax.evaluation.intervals import FloatArray, auc_interval, wilson
 from mela_jax.evaluation.multiclass import ask_classes, class_figures
 from mela_jax.evaluation.operating_point import (
@@ -149,14 +148,11 @@ def evaluate_model(
         is undefined (nobody flagged: PPV).
 
     Raises:
-        UserError: a split with one class only, an image or a lesion in both splits,
-            a diagnosis that was scored and that no test image has, or a guarantee that
-            is asked for and cannot be given.
+        UserError: a split with one class only, an image or a lesion in both splits, or
+            a guarantee that is asked for and cannot be given.
     """
     require_both_classes(val.label, "val")
     require_both_classes(test.label, "test")
-    if test.classes is not None:
-        require_every_class(test.classes, "test")
     refuse_shared(val, test)
     guarantee, by_image = (
         guarantee_threshold(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from mela_jax.evaluation.bootstrap import Resampled, percentile_interval
 from mela_jax.evaluation.classes import TIED, ClassScores
@@ -40,6 +42,44 @@ class Asked:
     of_class: Sequence[dict[str, int]]
 
 
+def class_selection_metrics(
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, melanoma: int
+) -> dict[str, float]:
+    """Return figures of the arg-max by which the best checkpoint can be chosen.
+
+    The decision is the class with the highest probability; with one class, which is
+    melanoma, P >= 0.5.
+
+    Args:
+        labels: int [N], index of the true class; with one class 1 for melanoma, else 0.
+        probabilities: float [N, K], P(class).
+        melanoma: index of the class that is melanoma; 0 with one class.
+
+    Returns:
+        "macro_f1": mean F1 of the classes that are true or decided somewhere;
+        "accuracy"; "melanoma_recall": share of melanomas that are decided to be
+        melanoma, 0 where there is none. It rewards calling everything melanoma, and a
+        checkpoint that does so is the best by it.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    truth, score = np.asarray(labels), np.asarray(probabilities)
+    if score.ndim != 2 or truth.shape != score.shape[:1] or not truth.size:
+        raise ValueError(f"labels {truth.shape} of probabilities {score.shape}")
+    if score.shape[1] == 1:
+        decision, melanoma = (score[:, 0] >= 0.5).astype(np.int64), 1
+    else:
+        decision = score.argmax(axis=1)
+    return {
+        "macro_f1": float(f1_score(truth, decision, average="macro", zero_division=0)),
+        "accuracy": float(accuracy_score(truth, decision)),
+        "melanoma_recall": float(
+            recall_score(truth == melanoma, decision == melanoma, zero_division=0)
+        ),
+    }
+
+
 def ask_classes(classes: ClassScores, rates: Rates) -> Asked:
     """Ask for the rates of every class, before the bootstrap."""
     truth, decision = classes.truth, classes.decision
@@ -64,6 +104,8 @@ def class_figures(
 
     Returns:
         "classes": names, in the order of the file; "melanoma": the one that is;
+        "absent": those of which there is no image: their sensitivity and area are
+        undefined, and balanced accuracy and macro area are means over the others;
         "not_summing_to_1" and "tied": images whose scores do not add up to 1, and whose
         highest score is shared, which counts as wrong for every class;
         "accuracy": by lesion; "balanced_accuracy": see `balanced_accuracy`;
@@ -71,9 +113,9 @@ def class_figures(
         "confusion": counts of images, a row for each true class and a column for each
         decision, the last one for ties;
         "per_class": rows with "name", "n" and "lesions" that are it, "few" (fewer than
-        `FEW` images), "roc_auc" (it against the rest, DeLong, by image),
-        "roc_auc_by_lesion" (Obuchowski), "sensitivity", "specificity" and "ppv" with
-        Wilson's intervals by image, and the same under "by_lesion".
+        `FEW` images), "roc_auc" (it against the rest, DeLong, by image; None where it
+        is absent), "roc_auc_by_lesion" (Obuchowski), "sensitivity", "specificity" and
+        "ppv" with Wilson's intervals by image, and the same under "by_lesion".
     """
     classes = asked.classes
     truth, decision, k = classes.truth, classes.decision, len(classes.names)
@@ -93,8 +135,10 @@ def class_figures(
                 "n": int(held.sum()),
                 "lesions": len(np.unique(lesions[held])),
                 "few": bool(held.sum() < FEW),
-                "roc_auc": auc_interval(label, score),
-                "roc_auc_by_lesion": auc_interval(label, score, split.lesion_id),
+                "roc_auc": auc_interval(label, score) if held.any() else None,
+                "roc_auc_by_lesion": auc_interval(label, score, split.lesion_id)
+                if held.any()
+                else None,
                 **{rate: wilson(*rates.count(numbers[rate])) for rate in RATES},
                 "by_lesion": {
                     rate: rates.interval(numbers[rate], drawn) for rate in RATES
@@ -104,6 +148,7 @@ def class_figures(
     return {
         "classes": list(classes.names),
         "melanoma": classes.names[classes.melanoma],
+        "absent": [row["name"] for row in per_class if not row["n"]],
         "not_summing_to_1": classes.not_summing_to_1,
         "tied": int((decision == TIED).sum()),
         "accuracy": rates.interval(asked.accuracy, drawn),
@@ -117,17 +162,20 @@ def class_figures(
 def balanced_accuracy(asked: Asked, rates: Rates, drawn: Resampled) -> dict[str, Any]:
     """Return the mean sensitivity of the classes, the measure of ISIC 2018 and 2019.
 
+    Classes without an image have none and are left out, as in scikit-learn.
+
     The interval is the percentile bootstrap over lesions, from the replicates in which
-    every class occurs. A class that is always right, or never, cannot vary under
-    resampling; then the classes' own intervals are combined by square and add, half
-    width = sqrt(sum of squared half widths) / K (Zou and Donner 2008,
+    each of the classes occurs. A class that is always right, or never, cannot vary
+    under resampling; then the classes' own intervals are combined by square and add,
+    half width = sqrt(sum of squared half widths) / K (Zou and Donner 2008,
     doi:10.1002/sim.3095).
 
     Returns:
         "value", "low", "high"; "method": "bootstrap" or "square and add"; "replicates":
         those used, 0 without.
     """
-    numbers = [each["sensitivity"] for each in asked.of_class]
+    present = np.unique(asked.classes.truth)
+    numbers = [asked.of_class[k]["sensitivity"] for k in present]
     found: list[Interval] = [rates.interval(number, drawn) for number in numbers]
     values = np.asarray([each["value"] for each in found], dtype=np.float64)
     value = float(values.mean())

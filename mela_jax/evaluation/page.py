@@ -21,9 +21,6 @@ ROLES = {
     "model": "Model",
     "other": "Other model",
 }
-# Whose figures lead the report: the first of these that was run.
-LEADERS = ("student", "baseline", "teacher", "model")
-
 RATES = ("sensitivity", "specificity", "ppv", "npv")
 BY = {
     "age": "Age (years)",
@@ -111,20 +108,36 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def model_label(name: str, models: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a model's name for tables and legends, such as "Teacher (resnet50)".
+    """Return a model's name for tables and legends, such as "Teacher 2 (resnet50)".
+
+    >>> [model_label(n, {n: {}}) for n in ("student", "teacher_2", "int8_file")]
+    ['Distilled student', 'Teacher 2', 'Int8 file']
 
     Args:
         name: a key of `models`.
         models: all models of the report; "name" is the architecture, if known.
     """
-    role = ROLES.get(name, name.replace("_", " "))
+    role, _, number = name.rpartition("_")
+    if name in ROLES:
+        role = ROLES[name]
+    elif role in ROLES and number.isdigit():
+        role = f"{ROLES[role]} {number}"
+    else:
+        role = (name[:1].upper() + name[1:]).replace("_", " ")
     known = models[name].get("name")
     return f"{role} ({known})" if known else role
 
 
 def find_leader(models: Mapping[str, Any]) -> str:
-    """Return the model that the report is about."""
-    return next((name for name in LEADERS if name in models), next(iter(models)))
+    """Return the model that the report is about: the student, or else the first."""
+    return "student" if "student" in models else next(iter(models))
+
+
+def find_class_models(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the models that score every diagnosis, the leader first if it does."""
+    found = [name for name in models if models[name]["test"]["multiclass"]]
+    leader = find_leader(models)
+    return sorted(found, key=lambda name: name != leader)
 
 
 def make_environment(*packages: str) -> jinja2.Environment:
@@ -178,6 +191,7 @@ def render(
     leader = find_leader(metrics["models"])
     # The leader's column first: on a telephone the others are out of sight.
     models = {leader: metrics["models"][leader], **metrics["models"]}
+    class_models = find_class_models(models)
     test = models[leader]["test"]
     template = make_environment("mela_jax.evaluation").get_template("report.html.j2")
     return template.render(
@@ -194,8 +208,9 @@ def render(
         guarantee=_guarantee(models[leader]),
         comparisons=list(_comparisons(metrics["comparisons"], models)),
         groups=_groups(test["subgroups"]),
-        class_models=[n for n, model in models.items() if model["test"]["multiclass"]],
-        argmax=_argmax(test["multiclass"]),
+        class_models=class_models,
+        argmax=_argmax(models[class_models[0]]["test"]) if class_models else None,
+        recalls=_recalls({name: models[name] for name in class_models}),
         rate_names=RATES,
         by_names=BY,
         other_cancers=OTHER_CANCERS,
@@ -331,13 +346,23 @@ def _of_lesions(rows: Sequence[Mapping[str, Any]]) -> str:
     return f" of {lesions} lesions" if lesions < len(rows) else ""
 
 
-def _argmax(multiclass: Mapping[str, Any] | None) -> dict[str, int] | None:
-    """Return how many melanomas the highest score calls melanoma."""
-    if multiclass is None:
-        return None
+def _argmax(test: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many melanomas the highest score finds, and the threshold."""
+    multiclass = test["multiclass"]
     at = multiclass["classes"].index(multiclass["melanoma"])
     row = multiclass["confusion"][at]
-    return {"found": row[at], "n": sum(row)}
+    flagged = test["operating_point"]["confusion"]["tp"]
+    return {"found": row[at], "n": sum(row), "flagged": flagged}
+
+
+def _recalls(models: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any] | None]]:
+    """Return each diagnosis' sensitivity by model, None where it is not scored."""
+    rows: dict[str, list[Mapping[str, Any] | None]] = {}
+    for number, model in enumerate(models.values()):
+        for row in model["test"]["multiclass"]["per_class"]:
+            found = rows.setdefault(row["name"], [None] * len(models))
+            found[number] = row["by_lesion"]["sensitivity"]
+    return rows
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -26,6 +26,11 @@ from mela_jax.evaluation.scores import Predictions
 
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 ORANGE, PURPLE, BLACK, GREY = "#E69F00", "#CC79A7", "#000000", "#767676"
+SKY = "#56B4E9"
+# Of matplotlib: a name, or an offset and the lengths of dashes and gaps.
+LineStyle = str | tuple[int, tuple[int, ...]]
+# Colour, line style, marker.
+Style = tuple[str, LineStyle, str]
 
 # Scores nearer to 0 or 1 than this are drawn at the edge of a score axis.
 _EDGE = 1e-4
@@ -55,7 +60,7 @@ class Curve:
 
     label: str
     colour: str
-    linestyle: str
+    linestyle: LineStyle
     marker: str
     test: Predictions
     threshold: float

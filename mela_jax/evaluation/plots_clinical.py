@@ -158,7 +158,8 @@ def draw_confusion(multiclass: Mapping[str, Any], *, title: str) -> Figure:
         columns = [*names, "tied"]
     else:
         columns, counts = names, counts[:, :-1]
-    share = counts / counts.sum(axis=1, keepdims=True)
+    # A diagnosis without an image has a row of zeros.
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -7,8 +7,9 @@ From the command line, for any model's scores::
 The CSVs have the columns ``image_id,label,score`` and, where known,
 ``lesion_id,age,sex,localization,dx,dx_type,source``; or they are files of the ISIC
 challenge, with ``--val-truth`` and ``--test-truth`` beside them. Files with a score of
-every diagnosis, ``image,MEL,NV,BCC,...``, get tables of all of them too. The threshold
-is chosen on validation and measured on the test set.
+every diagnosis, ``p_mel,p_nv,...`` beside ``score`` or ``image,MEL,NV,BCC,...``, get
+tables of all of them too. The threshold is chosen on validation and measured on the
+test set.
 """
 
 import argparse
@@ -22,58 +23,31 @@ from typing import Any
 
 from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
-from mela_jax.evaluation import plots
 from mela_jax.evaluation.checklist import ABOUT
 from mela_jax.evaluation.compare import compare
 from mela_jax.evaluation.contact import MAX_ALARMS, find_images, thumbnails
+from mela_jax.evaluation.figures import draw_figures
 from mela_jax.evaluation.isic import read_scores
 from mela_jax.evaluation.measure import CALIBRATIONS, Settings, evaluate_model
+from mela_jax.evaluation.metadata import join_details
 from mela_jax.evaluation.operating_point import POLICIES
-from mela_jax.evaluation.page import Plot, find_leader, model_label, render
-from mela_jax.evaluation.plots_clinical import (
-    draw_confusion,
-    draw_decision_curve,
-    draw_reliability,
-    draw_subgroups,
-)
-from mela_jax.evaluation.plots_training import draw_training
-from mela_jax.evaluation.scores import Predictions, join_details, pool
+from mela_jax.evaluation.page import find_leader, render
+from mela_jax.evaluation.scores import Predictions, pool
 
-# Model -> colour, line style, marker in the plots; also the order in the report.
-_STYLES = {
-    "teacher": (plots.BLUE, "--", "s"),
-    "student": (plots.VERMILION, "-", "o"),
-    "baseline": (plots.GREEN, "-.", "^"),
-    "model": (plots.VERMILION, "-", "o"),
-    "other": (plots.BLUE, "--", "s"),
-}
 
-# What is compared on the test set: name in metrics.json -> (a, b), read as a minus b.
-COMPARISONS = {
-    "student_minus_baseline": ("student", "baseline"),
-    "student_minus_teacher": ("student", "teacher"),
-    "model_minus_other": ("model", "other"),
-}
+def find_comparisons(models: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return what is compared on the test set: name -> (a, b), read as a minus b.
 
-_CAPTIONS = {
-    "roc": "Markers: operating points with 95 % intervals. Up and left is better.",
-    "precision_recall": "The dashed line is what guessing would give; it, like the "
-    "whole plot, moves with the prevalence.",
-    "threshold": "What other thresholds would have done on the test set. The dotted "
-    "line is the frozen threshold; it was chosen on validation, not here.",
-    "scores": "Each class is drawn as shares of its own images, so that the rarer one "
-    "shows.",
-    "reliability": "On the diagonal a probability means what it says. Wilson intervals "
-    "by image.",
-    "decision_curve": "Net benefit of the calibrated probability: melanomas found per "
-    "person, less false alarms at the odds of the threshold. A model is of use where "
-    "its curve lies above both examining everybody and examining nobody.",
-    "confusion": "Images of each true diagnosis (rows) by the model's answer "
-    "(columns). Right answers lie on the diagonal.",
-    "subgroups": "Dashed: whole test set. Dotted: the target. Hollow: fewer than 10.",
-    "training": "Loss and validation figures by epoch. Losses of different models are "
-    "different functions and cannot be compared with each other.",
-}  # fmt: skip
+    >>> list(find_comparisons({"teacher": 0, "teacher_2": 0, "student": 0}))
+    ['student_minus_teacher', 'student_minus_teacher_2']
+    """
+    teachers = [name for name in models if name.startswith("teacher")]
+    pairs = [
+        ("student", "baseline"),
+        *(("student", teacher) for teacher in teachers),
+        ("model", "other"),
+    ]
+    return {f"{a}_minus_{b}": (a, b) for a, b in pairs if a in models and b in models}
 
 
 def write_report(
@@ -92,8 +66,9 @@ def write_report(
 
     Args:
         directory: where to; created where it is missing.
-        models: "teacher", "student", "baseline", "model" or "other" -> figures of
-            `evaluate_model`, and "name", "params" and "flops" where known.
+        models: name -> figures of `evaluate_model`, and "name", "params" and "flops"
+            where known; in the order of the report, which is about "student", or about
+            the first where there is none.
         predictions: model -> "val" and "test" -> scores.
         settings: how the models were judged.
         made_up: the lesions are made up; said in the report and on every plot.
@@ -108,16 +83,11 @@ def write_report(
     Raises:
         UserError: there is no model, two were scored on different images, or the
             folder cannot be written to.
-        ValueError: a model of another name.
     """
-    unknown = set(models) - set(_STYLES)
-    if unknown:
-        raise ValueError(f"models {sorted(unknown)}; known are {list(_STYLES)}")
     if not models:
         raise UserError("there is no model to report on; evaluate one first")
-    models = {name: models[name] for name in _STYLES if name in models}
     metrics = {
-        "models": models,
+        "models": dict(models),
         "comparisons": {
             name: compare(
                 predictions[a]["test"],
@@ -127,24 +97,19 @@ def write_report(
                 threshold_b=_threshold(models[b]),
                 names=(a, b),
             )
-            for name, (a, b) in COMPARISONS.items()
-            if a in models and b in models
+            for name, (a, b) in find_comparisons(models).items()
         },
         "made_up_data": made_up,
         "target_sensitivity": settings.target,
         "settings": dataclasses.asdict(settings),
         "run": dict(run or {}),
     }
-    figures = _draw(
-        models, predictions, histories or {}, settings.target, made_up=made_up
-    )
     test = models[find_leader(models)]["test"]
     page = render(
         metrics,
-        plots={
-            name: Plot(title, _CAPTIONS[name], plots.png_bytes(figure))
-            for name, (title, figure) in figures.items()
-        },
+        plots=draw_figures(
+            models, predictions, histories or {}, settings.target, made_up=made_up
+        ),
         missed=thumbnails(test["missed"], images or {}),
         alarms=thumbnails(test["false_alarms"][:MAX_ALARMS], images or {}),
         about=about or {},
@@ -160,108 +125,6 @@ def write_report(
 def _threshold(model: Mapping[str, Any]) -> float:
     """Return the model's frozen threshold."""
     return float(model["test"]["operating_point"]["threshold"])
-
-
-def _draw(
-    models: Mapping[str, Mapping[str, Any]],
-    predictions: Mapping[str, Mapping[str, Predictions]],
-    histories: Mapping[str, Sequence[Mapping[str, Any]]],
-    target: float,
-    *,
-    made_up: bool,
-) -> dict[str, tuple[str, plots.Figure]]:
-    """Return name -> title and figure, in the order of the report."""
-    prefix = "MADE-UP LESIONS: " if made_up else ""
-    leader = find_leader(models)
-    labels = {name: model_label(name, models) for name in models}
-    # The leader last: its curve lies on top, and the band is its own.
-    names = [*(name for name in models if name != leader), leader]
-    curves = [
-        plots.Curve(
-            labels[name],
-            *_STYLES[name],
-            test=predictions[name]["test"],
-            threshold=_threshold(models[name]),
-        )
-        for name in names
-    ]
-    test = models[leader]["test"]
-    figures: dict[str, tuple[str, plots.Figure]] = {}
-
-    def add(name: str, title: str, figure: plots.Figure) -> None:
-        figures[name] = (title, figure)
-
-    title = "ROC curves"
-    add(
-        "roc",
-        title,
-        plots.draw_roc(
-            curves,
-            [models[name]["test"]["roc_auc"] for name in names],
-            band=test["roc_band"],
-            target=target,
-            title=prefix + title,
-        ),
-    )
-    title = "Precision and recall"
-    add(
-        "precision_recall",
-        title,
-        plots.draw_precision_recall(
-            curves,
-            [models[name]["test"]["pr_auc"] for name in names],
-            target=target,
-            title=prefix + title,
-        ),
-    )
-    title = "What each threshold would do"
-    add(
-        "threshold",
-        title,
-        plots.draw_threshold(curves, target=target, title=prefix + title),
-    )
-    title = "Scores by class"
-    add("scores", title, plots.draw_score_histograms(curves, title=prefix + title))
-    title = "Reliability"
-    add(
-        "reliability",
-        title,
-        draw_reliability(test["calibration"], title=prefix + title),
-    )
-    if test["decision_curve"] is not None:
-        title = "Decision curve"
-        add(
-            "decision_curve",
-            title,
-            draw_decision_curve(test["decision_curve"], title=prefix + title),
-        )
-    if test["multiclass"]:
-        title = "Confusion of diagnoses"
-        add(
-            "confusion",
-            title,
-            draw_confusion(test["multiclass"], title=prefix + title),
-        )
-    if test["subgroups"]:
-        title = "Sensitivity and specificity by group"
-        add(
-            "subgroups",
-            title,
-            draw_subgroups(
-                test["subgroups"],
-                test["operating_point"],
-                target=target,
-                title=prefix + title,
-            ),
-        )
-    title = "Training"
-    training = draw_training(
-        {labels[name]: histories[name] for name in models if name in histories},
-        title=prefix + title,
-    )
-    if training is not None:
-        add("training", title, training)
-    return figures
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -11,15 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from mela_jax.atomic import write_atomically
+from mela_jax.data.records import known_text
 from mela_jax.errors import UserError
-from mela_jax.evaluation.classes import ClassScores, pool_classes
+from mela_jax.evaluation.classes import (
+    PREFIX,
+    ClassScores,
+    pool_classes,
+    restore_classes,
+)
 
 COLUMNS = ("image_id", "lesion_id", "label", "score")
 REQUIRED = ("image_id", "label", "score")
 # What may be known of an image besides; the report looks at each of them apart.
 DETAILS = ("age", "sex", "localization", "dx", "dx_type", "source")
-# How tables spell "not known".
-_UNKNOWN = ("", "nan", "na", "none", "null", "unknown")
 
 
 def check_binary(
@@ -158,8 +162,7 @@ class Predictions:
         for name in DETAILS:
             if name not in self.details:
                 continue
-            texts = [str(text).strip() for text in self.details[name]]
-            texts = ["" if text.lower() in _UNKNOWN else text for text in texts]
+            texts = [known_text(str(text)) for text in self.details[name]]
             if len(texts) != self.label.size:
                 raise UserError(
                     f"column {name} has {len(texts)} entries for {self.label.size} "
@@ -192,25 +195,29 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions) ->
     """Write predictions as a CSV that reads back to the same bits.
 
     Columns are `image_id,lesion_id,label,score`, then those details of which something
-    is known. Scores are written with `repr`, the shortest text that names one float64.
-    The file appears whole or not at all.
+    is known, then P(class) of every class as `p_<class>`; `dx` is then the true class.
+    Scores are written with `repr`, the shortest text that names one float64. The file
+    appears whole or not at all.
 
     Raises:
         UserError: the file cannot be written.
     """
+    columns: dict[str, Sequence[object]] = {
+        "image_id": predictions.image_id,
+        "lesion_id": predictions.lesion_id,
+        "label": predictions.label.tolist(),
+        "score": [repr(score) for score in predictions.score.tolist()],
+        **predictions.details,
+    }
+    classes = predictions.classes
+    if classes is not None:
+        columns["dx"] = [classes.names[k] for k in classes.truth]
+        for name, scores in zip(classes.names, classes.score.T, strict=True):
+            columns[PREFIX + name] = [repr(score) for score in scores.tolist()]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *predictions.details])
-    writer.writerows(
-        zip(
-            predictions.image_id,
-            predictions.lesion_id,
-            predictions.label.tolist(),
-            [repr(score) for score in predictions.score.tolist()],
-            *predictions.details.values(),
-            strict=True,
-        )
-    )
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
     write_atomically(path, text.getvalue().encode("utf-8"))
 
 
@@ -219,19 +226,21 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
 
     Columns may come in any order. `image_id`, `label` and `score` must be there;
     without `lesion_id` every image is taken as a lesion of its own; those of `DETAILS`
-    are kept, others ignored.
+    are kept, others ignored. Two or more columns `p_<class>` are P(class), see
+    `classes.restore_classes`; `dx` must then name the true class.
 
     Raises:
         UserError: naming the file and, where there is one, the row (its line in the
             file, the header being line 1): no such file, not a CSV, a missing column,
             no rows, an empty name, a label other than 0 and 1, a score that is not a
-            finite number in [0, 1], or an image named twice.
+            finite number in [0, 1], an image named twice, or a `dx` that is no class.
     """
     image_ids: list[str] = []
     lesion_ids: list[str] = []
     labels: list[int] = []
     scores: list[float] = []
     details: dict[str, list[str]] = {}
+    class_scores: list[list[float]] = []
     first_line: dict[str, int] = {}
     try:
         with open(Path(path), encoding="utf-8-sig", newline="") as file:
@@ -246,6 +255,14 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
                 )
             grouped = "lesion_id" in columns
             details = {name: [] for name in DETAILS if name in columns}
+            names = [c.removeprefix(PREFIX) for c in columns if c.startswith(PREFIX)]
+            if len(names) < 2:
+                names = []  # A single one is something else.
+            elif "dx" not in columns:
+                raise UserError(
+                    f"{path}: columns {PREFIX}{names[0]}, ... and no column dx; add "
+                    "it, the true class of each image"
+                )
             for row in reader:
                 where = f"{path}: row {reader.line_num}"
                 # A short row leaves None in the columns that it lacks.
@@ -271,7 +288,13 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
                 image_ids.append(image_id)
                 lesion_ids.append(lesion_id)
                 labels.append(int(label))
-                scores.append(_probability(score, where))
+                scores.append(_probability(score, "score", where))
+                class_scores.append(
+                    [
+                        _probability(row[PREFIX + name] or "", PREFIX + name, where)
+                        for name in names
+                    ]
+                )
                 for name, texts in details.items():
                     texts.append(row[name] or "")
     except FileNotFoundError as error:
@@ -285,14 +308,13 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
         ) from error
     if not image_ids:
         raise UserError(f"{path}: no rows below the header; score at least one image")
+    label, score = np.asarray(labels), np.asarray(scores, np.float64)
     try:
-        return Predictions(
-            image_ids,
-            lesion_ids,
-            np.asarray(labels),
-            np.asarray(scores, np.float64),
-            details,
-        )
+        classes = None
+        if names:
+            dx = [known_text(text) for text in details["dx"]]
+            classes = restore_classes(names, dx, label, score, np.array(class_scores))
+        return Predictions(image_ids, lesion_ids, label, score, details, classes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -329,7 +351,7 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _probability(text: str, where: str) -> float:
+def _probability(text: str, column: str, where: str) -> float:
     """Parse one score, naming its row when it is not in [0, 1]."""
     try:
         score = float(text)
@@ -338,51 +360,7 @@ def _probability(text: str, where: str) -> float:
     # False for NaN and for both infinities, too.
     if not 0.0 <= score <= 1.0:
         raise UserError(
-            f"{where}: score {text!r} is not a number from 0 to 1; scores are "
-            "P(melanoma)"
+            f"{where}: {column} {text!r} is not a number from 0 to 1; scores are "
+            "probabilities"
         )
     return score
-
-
-def join_details(predictions: Predictions, path: str | os.PathLike[str]) -> Predictions:
-    """Add what a table knows of the images: their details, and lesion_id if it has it.
-
-    Args:
-        predictions: scores.
-        path: a CSV with `image_id` and any of `lesion_id` and `DETAILS`; rows of other
-            images are passed over.
-
-    Raises:
-        UserError: the file cannot be read, names an image twice, or lacks an image.
-    """
-    try:
-        with open(Path(path), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            columns = list(reader.fieldnames or [])
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a CSV ({error})") from error
-    if "image_id" not in columns:
-        raise UserError(f"{path}: no column image_id; it says which image a row is of")
-    table = {row["image_id"].strip(): row for row in rows}
-    if len(table) != len(rows):
-        raise UserError(f"{path}: an image_id occurs twice; keep one row for each")
-    absent = [name for name in predictions.image_id if name not in table]
-    if absent:
-        raise UserError(
-            f"{path}: {len(absent)} of {len(predictions.image_id)} scored images are "
-            f"not in it ({', '.join(absent[:5])})"
-        )
-    held = [table[name] for name in predictions.image_id]
-    lesions = predictions.lesion_id
-    if "lesion_id" in columns:
-        lesions = [row["lesion_id"].strip() for row in held]
-    details = {name: [row[name] for row in held] for name in DETAILS if name in columns}
-    return Predictions(
-        predictions.image_id,
-        lesions,
-        predictions.label,
-        predictions.score,
-        {**predictions.details, **details},
-        predictions.classes,
-    )

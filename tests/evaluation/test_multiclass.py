@@ -11,17 +11,19 @@ from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
     confusion_matrix,
+    f1_score,
     precision_score,
     recall_score,
     roc_auc_score,
 )
 from statsmodels.stats.proportion import proportion_confint
 
-from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import TIED, ClassScores
 from mela_jax.evaluation.intervals import auc_interval, macro_auc_interval
 from mela_jax.evaluation.isic import write_isic
 from mela_jax.evaluation.measure import Settings, evaluate_model
+from mela_jax.evaluation.multiclass import class_selection_metrics
+from mela_jax.evaluation.plots_clinical import draw_confusion
 from mela_jax.evaluation.report import main
 from mela_jax.evaluation.scores import Predictions
 
@@ -188,7 +190,7 @@ def test_a_class_that_is_always_right_widens_the_interval() -> None:
     assert (figure["value"], figure["high"]) == (1.0, 1.0)
 
 
-def test_a_class_without_images_is_refused_and_a_single_lesion_tells_nothing() -> None:
+def test_a_class_without_images_is_left_out_and_a_single_lesion_tells_nothing() -> None:
     val, test = draw("val"), draw("test")
     classes = test.classes
     assert classes is not None
@@ -203,13 +205,64 @@ def test_a_class_without_images_is_refused_and_a_single_lesion_tells_nothing() -
             classes=ClassScores(NAMES, classes.truth[rows], classes.score[rows]),
         )
 
-    with pytest.raises(UserError, match="test: no image is DF.*--melanoma-only"):
-        evaluate_model(val, without(kept), SETTINGS)
+    found = evaluate_model(val, without(kept), SETTINGS)["test"]["multiclass"]
+    assert found["absent"] == ["DF"]
+    row = found["per_class"][3]
+    assert (row["n"], row["roc_auc"], row["sensitivity"]["value"]) == (0, None, None)
+    truth, score = classes.truth[kept], classes.score[kept]
+    areas = [roc_auc_score(truth == k, score[:, k]) for k in range(3)]
+    assert found["macro_roc_auc"]["value"] == pytest.approx(np.mean(areas), abs=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        balanced = balanced_accuracy_score(truth, classes.decision[kept])
+    assert found["balanced_accuracy"]["value"] == pytest.approx(balanced, abs=1e-12)
+    assert 0 < found["balanced_accuracy"]["low"] < balanced
+    assert np.isfinite(
+        draw_confusion(found, title="").axes[0].images[0].get_array()
+    ).all()
+    json.dumps(found, allow_nan=False)
     kept[np.flatnonzero(~kept)[0]] = True
     found = evaluate_model(val, without(kept), SETTINGS)["test"]["multiclass"]
+    assert found["absent"] == []
     assert found["per_class"][3]["few"]
     assert found["per_class"][3]["roc_auc"]["low"] == 0.0
     assert (found["macro_roc_auc"]["low"], found["macro_roc_auc"]["high"]) == (0, 1)
+
+
+def test_selection_metrics_worked_out_by_hand() -> None:
+    truth = np.asarray([0, 0, 1, 1, 2])
+    decided = [0, 1, 1, 1, 0]
+    # Class 3 neither occurs nor is decided; F1 is 2 TP / (2 TP + FP + FN).
+    score = 0.1 + 0.5 * np.eye(4)[decided]
+    assert class_selection_metrics(truth, score, melanoma=1) == pytest.approx(
+        {
+            "macro_f1": np.mean([2 / 4, 4 / 5, 0]),
+            "accuracy": 3 / 5,
+            "melanoma_recall": 1.0,
+        }
+    )
+    assert class_selection_metrics(truth, score, melanoma=2)["melanoma_recall"] == 0
+    assert class_selection_metrics(truth, score, melanoma=3)["melanoma_recall"] == 0
+
+
+def test_selection_metrics_of_one_class_and_of_two_agree() -> None:
+    rng = np.random.default_rng(2)
+    truth = rng.integers(0, 2, size=50)
+    p = rng.random(50)
+    p[0] = 0.5  # decided to be melanoma
+    one = class_selection_metrics(truth, p[:, None], melanoma=0)
+    two = class_selection_metrics(
+        truth, np.column_stack([1 - p, np.nextafter(p, 1)]), melanoma=1
+    )
+    assert one == two
+    assert one["macro_f1"] == f1_score(truth, p >= 0.5, average="macro")
+    assert one["melanoma_recall"] == recall_score(truth, p >= 0.5)
+    assert all(type(value) is float for value in one.values())
+    everything = class_selection_metrics(truth, np.ones((50, 1)), melanoma=0)
+    assert everything["melanoma_recall"] == 1 > everything["accuracy"]
+    for labels, score in ((truth, p), (truth[1:], p[:, None]), ([], np.ones((0, 1)))):
+        with pytest.raises(ValueError, match="probabilities"):
+            class_selection_metrics(labels, score, melanoma=0)
 
 
 def test_the_melanoma_figures_are_those_without_the_other_classes() -> None:

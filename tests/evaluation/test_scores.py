@@ -1,5 +1,6 @@
 """Predictions files: exact round trip, and every mistake named with its row."""
 
+import csv
 import math
 import os
 from pathlib import Path
@@ -12,14 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mela_jax.errors import UserError
+from mela_jax.evaluation.classes import ClassScores
+from mela_jax.evaluation.isic import read_scores
+from mela_jax.evaluation.metadata import join_details
 from mela_jax.evaluation.scores import (
     Predictions,
     check_binary,
-    join_details,
     pool,
     read_predictions,
     write_predictions,
 )
+from mela_jax.labels import LabelSpace
 
 HEADER = "image_id,lesion_id,label,score\n"
 
@@ -219,3 +223,97 @@ def test_metadata_is_joined_by_image(tmp_path: Path) -> None:
         table.write_text(text)
         with pytest.raises(UserError, match=message):
             join_details(held, table)
+
+
+def with_classes(names: tuple[str, ...], melanoma: int, seed: int = 0) -> Predictions:
+    """Draw 30 images of some classes, scored as a network's logits would be."""
+    rng = np.random.default_rng(seed)
+    labels = LabelSpace(names, melanoma)
+    truth = rng.integers(0, len(names), size=30)
+    score = labels.probabilities(rng.normal(scale=20, size=(30, len(names))))
+    ids = [f"i{seed}_{k}" for k in range(30)]
+    return Predictions(
+        ids,
+        ids,
+        labels.is_melanoma(truth).astype(int),
+        score[:, melanoma],
+        {"sex": ["male"] * 30, "dx": [names[k] for k in truth]},
+        ClassScores(names, truth, score, melanoma),
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "melanoma"),
+    [
+        (("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"), 4),
+        (("benign", "malignant, melanoma"), 1),
+        (("melanoma of the eye", "mel", "melanoma"), 0),
+    ],
+)
+def test_classes_read_back_bit_for_bit_whatever_melanoma_is_called(
+    tmp_path: Path, names: tuple[str, ...], melanoma: int
+) -> None:
+    path = tmp_path / "p.csv"
+    held = with_classes(names, melanoma)
+    write_predictions(path, held)
+    with path.open(newline="") as file:
+        header = next(csv.reader(file))
+    assert header[:4] == ["image_id", "lesion_id", "label", "score"]
+    assert header[4:] == ["sex", "dx", *(f"p_{name}" for name in names)]
+    for back in (read_predictions(path), pool([read_scores(path)])):
+        assert held.classes is not None and back.classes is not None
+        assert (back.classes.names, back.classes.melanoma) == (names, melanoma)
+        assert back.classes.score.tobytes() == held.classes.score.tobytes()
+        np.testing.assert_array_equal(back.classes.truth, held.classes.truth)
+        assert back.score.tobytes() == held.score.tobytes()
+        assert back.details == held.details
+    assert read_scores(path, melanoma_only=True).classes is None
+
+
+def test_classes_survive_pooling_and_joining(tmp_path: Path) -> None:
+    a, b = with_classes(("x", "y", "z"), 2), with_classes(("z", "X", "y"), 0, seed=1)
+    both = pool([a, b])
+    assert both.classes is not None
+    assert (both.classes.names, both.classes.melanoma) == (("x", "y", "z"), 2)
+    np.testing.assert_array_equal(both.classes.score[:, 2], both.score)
+    with pytest.raises(UserError, match="not the same classes"):
+        pool([a, with_classes(("x", "y", "z"), 1, seed=1)])
+    table = tmp_path / "m.csv"
+    rows = "".join(f"{name},{k}\n" for k, name in enumerate(a.image_id))
+    table.write_text("image_id,age\n" + rows)
+    assert join_details(a, table).classes is a.classes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label,score,p_m,p_n\n1,0.75,0.75,0.25\n", "no column dx"),
+        ("label,score,dx,p_m,p_n\n1,0.75,wart,0.75,0.25\n", "dx 'wart' is none of"),
+        ("label,score,dx,p_m,p_n\n1,0.75,,0.75,0.25\n", "dx '' is none of"),
+        ("label,score,dx,p_m,p_n\n1,0.75,m,0.75,\n", "row 2: p_n '' is not a number"),
+        ("label,score,dx,p_m,p_n\n1,0.75,m,0.75,1.2\n", "row 2: p_n '1.2'"),
+        ("label,score,dx,p_m,p_n\n1,0.75,m,0.7,0.3\n", "melanoma is none of"),
+        ("label,score,dx,p_m,p_n\n0,0.75,m,0.75,0.75\n0,1,n,1,1\n", "melanoma is none"),
+        ("label,score,dx,p_m,p_m\n1,0.75,m,0.75,0.75\n", "occurs twice"),
+    ],
+)
+def test_mistakes_in_classes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    header, *rows = text.splitlines()
+    lines = [f"image_id,{header}", *(f"i{k},{row}" for k, row in enumerate(rows))]
+    with pytest.raises(UserError, match="student_val.csv") as caught:
+        read_predictions(write(tmp_path, "\n".join(lines)))
+    assert message in str(caught.value)
+
+
+def test_a_single_column_of_that_form_is_no_class(tmp_path: Path) -> None:
+    path = write(tmp_path, "image_id,label,score,p_value\na,1,0.5,7\n")
+    assert read_predictions(path).classes is None
+
+
+def test_class_scores_refuse_what_does_not_fit() -> None:
+    score = np.full((2, 2), 0.5)
+    for truth, melanoma in (([0, 2], 0), ([-1, 0], 0), ([0, 1], 2)):
+        with pytest.raises(ValueError, match="2"):
+            ClassScores(("a", "b"), np.asarray(truth), score, melanoma)
+    with pytest.raises(UserError, match="are melanoma"):
+        ClassScores(("a", "b"), np.asarray([0, 1]), score)
