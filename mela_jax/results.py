@@ -100,7 +100,9 @@ def to_predictions(
         details={name: [getattr(r, name) for r in members] for name in DETAILS},
         classes=None
         if classes.is_binary
-        else ClassScores(classes.names, images.labels[rows], probabilities),
+        else ClassScores(
+            classes.names, images.labels[rows], probabilities, classes.melanoma
+        ),
     )
 
 

@@ -15,7 +15,8 @@ from mela_jax.data.views import Views
 from mela_jax.distill.logits import check_are_logits
 from mela_jax.distill.teachers import Teacher, Teachers
 from mela_jax.distill.terms import Shapes, Soft, Term, init_aux, make_terms
-from mela_jax.evaluation.measure import class_selection_metrics, selection_metrics
+from mela_jax.evaluation.measure import selection_metrics
+from mela_jax.evaluation.multiclass import class_selection_metrics
 from mela_jax.images import Images
 from mela_jax.models.head import Classifier
 from mela_jax.models.outputs import Outputs
