@@ -15,7 +15,7 @@ from PIL import Image
 
 from mela_jax import checkpoint, parallel, pipeline, run_record
 from mela_jax import config as mela_config
-from mela_jax.data.augment import AugmentSettings
+from mela_jax.data.views import AugmentSettings
 from mela_jax.errors import UserError
 from mela_jax.steps import make_eval_step
 from mela_jax.train import FitResult, Images, fit

@@ -13,18 +13,32 @@ import numpy as np
 
 from mela_jax import config as mela_config
 from mela_jax import losses, optim, parallel, steps
-from mela_jax.data.augment import AugmentSettings
+from mela_jax.data.views import AugmentSettings, Views
+from mela_jax.distill.teachers import Teacher, Teachers
+from mela_jax.distill.terms import (
+    Shapes,
+    Soft,
+    Term,
+    init_aux,
+    make_hard_term,
+    make_terms,
+)
+from mela_jax.images import Images
+from mela_jax.labels import LabelSpace
 from mela_jax.models.head import Classifier, Head
 from mela_jax.models.normalization import BatchNorm
+from mela_jax.models.outputs import LAST_MAP
 from mela_jax.state import TrainState, Variables, create_state
+from mela_jax.tasks import answer_shapes
 from mela_jax.teacher_cache import cached_logits
-from mela_jax.train import Images
 
 IMAGE_SIZE = 8
 BATCH_SIZE = 16
 TEMPERATURE = 2.0
 SEED = 3
 SETTINGS = AugmentSettings(**mela_config.default().augment.to_dict())
+VIEWS = Views(SETTINGS)
+THREE = LabelSpace(("bkl", "mel", "nv"), melanoma=1)
 # As in a teacher's model.json; the last is nothing that its logits depend on.
 DESCRIPTION = {
     "model": "tiny",
@@ -42,30 +56,38 @@ class Body(nn.Module):
     and Adam would make a whole step of the rounding.
     """
 
+    channels: int = 6
     bn_axis_name: str | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        """Map [B, H, W, 3] in [0, 255] to [B, H / 2, W / 2, 6]."""
+    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """Map [B, H, W, 3] in [0, 255] to [B, H / 2, W / 2, channels]."""
         x = image.astype(jnp.float32) / 127.5 - 1.0
-        x = nn.Conv(6, (3, 3), strides=2, use_bias=False, dtype=self.dtype)(x)
+        x = nn.Conv(self.channels, (3, 3), strides=2, use_bias=False, dtype=self.dtype)(
+            x
+        )
         x = BatchNorm(
             use_running_average=not train,
             momentum=0.9,
             axis_name=self.bn_axis_name,
             dtype=self.dtype,
         )(x)
-        return jax.nn.relu(x)
+        return {LAST_MAP: jax.nn.relu(x)}
 
 
 def network(
-    *, axis_name: str | None, dropout: float = 0.0, dtype: Any = jnp.float32
+    *,
+    axis_name: str | None,
+    dropout: float = 0.0,
+    dtype: Any = jnp.float32,
+    num_logits: int = 1,
+    channels: int = 6,
 ) -> Classifier:
     """Return the network, whose batch is spread over the axis `axis_name`, if any."""
     return Classifier(
-        body=Body(bn_axis_name=axis_name, dtype=dtype),
-        head=Head(dropout=dropout, batch_axis_name=axis_name),
+        body=Body(channels, bn_axis_name=axis_name, dtype=dtype),
+        head=Head(num_logits=num_logits, dropout=dropout, batch_axis_name=axis_name),
     )
 
 
@@ -76,13 +98,13 @@ def initial(model: nn.Module, *, seed: int) -> Variables:
     return jax.device_get(init(jax.random.key(seed)))
 
 
-def batch(step: int) -> dict[str, np.ndarray]:
+def batch(step: int, *, classes: int = 2, views: int = 1) -> dict[str, np.ndarray]:
     """Return the whole batch of a step, over all devices and processes."""
     rng = np.random.default_rng([7, step])
     shape = (BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3)
     return {
         "image": rng.uniform(0, 255, shape).astype(np.float32),
-        "label": rng.integers(0, 2, BATCH_SIZE).astype(np.int32),
+        "label": rng.integers(0, classes, BATCH_SIZE // views).astype(np.int32),
     }
 
 
@@ -105,8 +127,7 @@ def kept_logits(mesh: parallel.Mesh, directory: Path, **changes: Any) -> np.ndar
         "variables": parallel.replicate(mesh, initial(teacher, seed=11)),
         "description": DESCRIPTION,
         "images": images(),
-        "settings": SETTINGS,
-        "augment_on_device": False,
+        "views": VIEWS,
         "seed": 4,
         "num_views": 2,
         "mesh": mesh,
@@ -126,27 +147,74 @@ def share_of(
     }
 
 
-def hard_objective() -> steps.Objective:
-    """Return the objective of learning from labels alone."""
-    return steps.make_hard_objective(losses.bce)
+def hard_loss(**changes: Any) -> losses.HardTerm:
+    """Return the cross-entropy of one logit, or what the changes make of it."""
+    options: dict[str, Any] = {
+        "name": "cross_entropy",
+        "counts": np.array([30, 10]),
+        "melanoma": 1,
+        "weighting": "none",
+        "melanoma_weight": 1.0,
+        "label_smoothing": 0.0,
+        "focal_gamma": 2.0,
+        "focal_alpha": None,
+    }
+    options |= changes
+    return losses.make_hard_loss(options.pop("name"), **options)
 
 
-def distill_objective(teacher: nn.Module | None, *, alpha: float) -> steps.Objective:
-    """Return the objective of learning from labels and a teacher, or its logits."""
-    return steps.make_distill_objective(
-        losses.bce,
-        teacher=teacher,
+def hard_terms() -> tuple[Term, ...]:
+    """Return the terms of learning from labels alone."""
+    return (make_hard_term(hard_loss()),)
+
+
+def teachers(mesh: parallel.Mesh, *networks: nn.Module, seed: int = 11) -> Teachers:
+    """Return teachers that run in every step, of random variables."""
+    return Teachers(
+        [
+            Teacher(network, parallel.replicate(mesh, initial(network, seed=seed + i)))
+            for i, network in enumerate(networks)
+        ]
+    )
+
+
+def shapes_of(student: nn.Module, *teachers: nn.Module) -> Shapes:
+    """Return the shapes of what networks answer."""
+    answers = [
+        answer_shapes(
+            each, jax.eval_shape(lambda e=each: initial(e, seed=0)), IMAGE_SIZE
+        )
+        for each in (student, *teachers)
+    ]
+    return Shapes(answers[0], tuple(answers[1:]), parallel.BATCH_AXIS)
+
+
+def distill_terms(
+    shapes: Shapes,
+    *,
+    alpha: float = 0.5,
+    hard: losses.HardTerm | None = None,
+    **weights: float,
+) -> tuple[Term, ...]:
+    """Return the terms of learning from labels and teachers."""
+    number = len(shapes.teachers)
+    everything = {"logits": 1.0, "hint": 0.0, "distance": 0.0, "angle": 0.0}
+    return make_terms(
+        hard or hard_loss(),
         alpha=alpha,
-        temperature=TEMPERATURE,
-        axis_name=parallel.BATCH_AXIS,
+        weights=everything | weights,
+        soft=Soft(TEMPERATURE, (1 / number,) * number, "probabilities"),
+        shapes=shapes,
     )
 
 
 def make_run(
     mesh: parallel.Mesh,
-    model: nn.Module,
-    objective: steps.Objective,
+    model: Classifier,
+    terms: tuple[Term, ...],
+    teachers: Teachers | None = None,
     *,
+    shapes: Shapes | None = None,
     ema_decay: float = 0.0,
     learning_rate: float = 1e-2,
     total_steps: int = 10,
@@ -163,14 +231,24 @@ def make_run(
     step = steps.make_train_step(
         model,
         optimizer,
-        objective,
+        terms,
+        teachers or Teachers(),
         ema_decay=ema_decay,
         seed=SEED,
         axis_name=parallel.BATCH_AXIS,
     )
     if render:
         step = steps.render_views(step, image_size=IMAGE_SIZE)
-    state = create_state(initial(model, seed=SEED), optimizer, use_ema=ema_decay > 0)
+    one = {
+        "image": np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32),
+        "label": np.zeros(1, np.int32),
+    }
+    state = create_state(
+        initial(model, seed=SEED),
+        optimizer,
+        use_ema=ema_decay > 0,
+        aux=init_aux(terms, shapes, one, jax.random.key(SEED)) if shapes else {},
+    )
     return parallel.replicate(mesh, state), parallel.map_train_step(step, mesh)
 
 
@@ -179,16 +257,16 @@ def distil(
 ) -> tuple[list[dict[str, float]], Variables]:
     """Distil a student with dropout; return each step's metrics and the variables."""
     axis = parallel.BATCH_AXIS
-    teacher = network(axis_name=axis)
-    frozen = parallel.replicate(mesh, initial(teacher, seed=11))
+    teacher, student = network(axis_name=axis), network(axis_name=axis, dropout=0.5)
+    taught_by = teachers(mesh, teacher)
     state, train_step = make_run(
-        mesh,
-        network(axis_name=axis, dropout=0.5),
-        distill_objective(teacher, alpha=0.5),
+        mesh, student, distill_terms(shapes_of(student, teacher)), taught_by
     )
     history = []
     for step in range(num_steps):
         rows = share_of(batch(step), process=process, of=processes)
-        state, metrics = train_step(state, frozen, parallel.shard_batch(mesh, rows))
+        state, metrics = train_step(
+            state, taught_by.frozen, parallel.shard_batch(mesh, rows)
+        )
         history.append({k: float(v) for k, v in jax.device_get(metrics).items()})
     return history, jax.device_get(state.variables)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from mela_jax.data.augment import AugmentSettings
+from mela_jax.data.views import AugmentSettings
 
 # Leaves a picture as it is.
 OFF = AugmentSettings(

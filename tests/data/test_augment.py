@@ -4,13 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-
 from mela_jax.data.augment import (
     augment_batch,
     colour_map,
     draw_views,
     view_transform,
 )
+
 from tests.views import OFF, ON
 
 PLAIN = {

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-
-from mela_jax.data import augment
 from mela_jax.data.augment import AugmentSettings, draw_views
 from mela_jax.data.augment_on_device import augment_batch
+
+from mela_jax.data import augment
 from tests.views import OFF, ON
 
 # Crops small enough that 40 pixels, too, are now and then enlarged to 24.

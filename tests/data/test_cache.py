@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from mela_jax.data import cache as cache_module
-from mela_jax.data.augment import AugmentSettings
 from mela_jax.data.cache import fingerprint, open_cache
 from mela_jax.data.image_io import load_square
 from mela_jax.data.input_pipeline import make_eval_batches, make_train_batches
 from mela_jax.data.records import Record
+from mela_jax.data.views import AugmentSettings
 from mela_jax.errors import UserError
 
 OPTIONS = {"size": 16, "crop": "center"}

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from mela_jax.data.augment import augment_batch, draw_views
 
 from mela_jax.data import raw_batches
-from mela_jax.data.augment import augment_batch, draw_views
 from mela_jax.data.input_pipeline import (
     make_eval_batches,
     make_train_batches,

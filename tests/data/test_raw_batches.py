@@ -5,11 +5,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+from mela_jax.data.augment import augment_batch
+from mela_jax.data.raw_batches import fetch_ahead, make_fetch
 
 from mela_jax.data import raw_batches
-from mela_jax.data.augment import augment_batch
 from mela_jax.data.input_pipeline import make_train_batches, make_view_batches
-from mela_jax.data.raw_batches import fetch_ahead, make_fetch
 from tests.views import IMAGES, LABELS, OPTIONS, ROWS
 
 
