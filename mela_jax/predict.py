@@ -8,7 +8,8 @@ Usage::
 
 The CSV has the columns ``image,score,threshold,decision``: the image's path as found,
 P(melanoma) from 0 to 1, the threshold it was held against, and ``flagged`` where
-score >= threshold, else ``not_flagged``. Images that cannot be read are named on
+score >= threshold, else ``not_flagged``. A model of several diagnoses adds a column
+``p_<class>`` for each of them, with P(class). Images that cannot be read are named on
 standard error and have no row; all others are scored.
 """
 
@@ -18,10 +19,10 @@ import glob
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from mela_jax.atomic import write_atomically
 from mela_jax.data.image_io import CROPS, EXTENSIONS, BadImageError, load_square
 from mela_jax.errors import UserError
+from mela_jax.evaluation.classes import PREFIX
 
 COLUMNS = ("image", "score", "threshold", "decision")
 DEFAULT_WHICH = "student"
@@ -84,6 +86,25 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class ClassScorer(Protocol):
+    """What a `Scorer` has besides where it tells several diagnoses apart."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its K classes; no diagnoses are written where there is one."""
+        ...
+
+    @property
+    def melanoma(self) -> int:
+        """Index of the class that is melanoma."""
+        ...
+
+    def score_classes(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """Return P(class), float64 [B, K], for RGB images, uint8 [B, S, S, 3]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Scores:
     """What became of a list of images.
@@ -92,11 +113,13 @@ class Scores:
         images: path of each scored image, in the order given.
         values: float64 [N], P(melanoma) of each.
         unreadable: for each image that could not be read a line with its path and why.
+        classes: name -> P(class), float64 [N], where several diagnoses were scored.
     """
 
     images: list[str]
     values: npt.NDArray[np.float64]
     unreadable: list[str]
+    classes: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
 
 def make_scorer(
@@ -212,21 +235,29 @@ def score_images(scorer: Scorer, images: Sequence[str], *, batch_size: int) -> S
         UserError: the model gave a score that is not a number from 0 to 1.
     """
     side = scorer.image_size
+    class_scorer = scorer if isinstance(scorer, ClassScorer) else None
+    if class_scorer and len(class_scorer.classes) == 1:
+        class_scorer = None
     batch = np.zeros((batch_size, side, side, 3), np.uint8)
     scored: list[str] = []
-    values: list[float] = []
+    values: list[npt.NDArray[np.float64]] = []
     unreadable: list[str] = []
 
     def flush() -> None:
         pending = scored[len(values) :]
-        result = scorer.score(batch)[: len(pending)]
-        for image, value in zip(pending, result, strict=True):
-            if not 0 <= value <= 1:
+        result = (
+            class_scorer.score_classes(batch)
+            if class_scorer
+            else scorer.score(batch)[:, None]
+        )
+        for image, row in zip(pending, result[: len(pending)], strict=True):
+            wrong = row[~((row >= 0) & (row <= 1))]
+            if wrong.size:
                 raise UserError(
-                    f"the model gave {_shown(image)} the score {value}, which is not a "
-                    "number from 0 to 1; its training went wrong, choose another model"
+                    f"the model gave {_shown(image)} the score {wrong[0]}, which is not"
+                    " a number from 0 to 1; its training went wrong, choose another"
                 )
-            values.append(float(value))
+            values.append(row)
 
     for image in tqdm(images, unit="image", disable=None):
         try:
@@ -240,7 +271,11 @@ def score_images(scorer: Scorer, images: Sequence[str], *, batch_size: int) -> S
             flush()
     if len(scored) > len(values):
         flush()
-    return Scores(scored, np.asarray(values, np.float64), unreadable)
+    found = np.asarray(values, np.float64)
+    if class_scorer is None or not scored:
+        return Scores(scored, found.ravel(), unreadable)
+    classes = dict(zip(class_scorer.classes, found.T, strict=True))
+    return Scores(scored, found[:, class_scorer.melanoma], unreadable, classes)
 
 
 def write_scores(path: str, scores: Scores, *, threshold: float) -> None:
@@ -259,10 +294,15 @@ def write_scores(path: str, scores: Scores, *, threshold: float) -> None:
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for image, value in zip(scores.images, scores.values.tolist(), strict=True):
+    writer.writerow((*COLUMNS, *(PREFIX + name for name in scores.classes)))
+    by_class = [column.tolist() for column in scores.classes.values()]
+    for image, value, *row in zip(
+        scores.images, scores.values.tolist(), *by_class, strict=True
+    ):
         decision = FLAGGED if value >= threshold else NOT_FLAGGED
-        writer.writerow((image, repr(value), repr(threshold), decision))
+        writer.writerow(
+            (image, repr(value), repr(threshold), decision, *map(repr, row))
+        )
     write_atomically(
         os.path.realpath(path), text.getvalue().encode("utf-8", "surrogateescape")
     )

@@ -33,6 +33,17 @@ class RedScorer:
         return images[..., 0].mean((1, 2), dtype=np.float64) / 255
 
 
+class ThreeClasses(RedScorer):
+    """Tells three diagnoses apart by the same red value."""
+
+    classes = ("nv", "mel", "b,c")
+    melanoma = 1
+
+    def score_classes(self, images):
+        red = self.score(images)
+        return np.stack([(1 - red) / 3, red, (1 - red) / 1.5], axis=1)
+
+
 @pytest.fixture
 def scorer(monkeypatch):
     scorer = RedScorer()
@@ -333,6 +344,28 @@ def test_help_lists_the_exit_statuses(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert "exit status" in text and "not a diagnosis" in text
+
+
+def test_a_model_of_several_diagnoses_writes_a_column_for_each(tmp_path, monkeypatch):
+    paths = [save(tmp_path / f"{k}.png", red) for k, red in enumerate((0, 99, 201))]
+    monkeypatch.setattr(predict, "make_scorer", lambda *_, **__: ThreeClasses())
+    output = tmp_path / "scores.csv"
+    run("--model=m", "--images", *paths, f"--output={output}", "--batch_size=2")
+    rows = rows_of(output)
+    assert list(rows[0]) == [*predict.COLUMNS, "p_nv", "p_mel", "p_b,c"]
+    for row, red in zip(rows, (0.0, 99 / 255, 201 / 255), strict=True):
+        assert row["p_mel"] == row["score"] == repr(red)
+        assert float(row["p_nv"]) == (1 - red) / 3
+        assert float(row["p_b,c"]) == (1 - red) / 1.5
+    # One class is no diagnosis, and NaN in any of several is refused.
+    monkeypatch.setattr(ThreeClasses, "classes", ("melanoma",))
+    run("--model=m", "--images", *paths, f"--output={output}")
+    assert list(rows_of(output)[0]) == list(predict.COLUMNS)
+    monkeypatch.setattr(ThreeClasses, "classes", ("nv", "mel", "bcc"))
+    monkeypatch.setattr(
+        ThreeClasses, "score_classes", lambda _, x: np.full((len(x), 3), np.nan)
+    )
+    assert run("--model=m", "--images", *paths, f"--output={output}") == 2
 
 
 def test_a_workdir_is_scored_by_the_model_asked_for(tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mela_jax.data.records import Record
+from mela_jax.data.records import Record, known_text
 from mela_jax.errors import UserError
 
 DIAGNOSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
@@ -59,8 +59,6 @@ _OTHER_FOLDER = re.compile(
 )
 # Masks, and the "._x.jpg" that macOS adds to archives.
 _OTHER_FILE = re.compile(r"^\.|_segmentation\.", re.IGNORECASE)
-_UNKNOWN = ("", "nan", "na", "none")
-
 _HELP = (
     "a HAM10000 folder holds HAM10000_metadata.csv and the images (Kaggle or "
     f"Dataverse), or {TRUTH}.csv, {GROUPINGS}.csv and {INPUT}/ (ISIC 2018 Task 3)"
@@ -187,8 +185,8 @@ class Ham10000(tfds.core.GeneratorBasedBuilder):
     `age` is NaN where unknown.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Initial release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "Initial release.", "1.1.0": "With the source."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = _HELP
 
     def _info(self) -> Any:
@@ -204,6 +202,7 @@ class Ham10000(tfds.core.GeneratorBasedBuilder):
                     "age": tfds.features.Scalar(np.float32),
                     "sex": tfds.features.Text(),
                     "localization": tfds.features.Text(),
+                    "source": tfds.features.Text(),
                     "label": tfds.features.ClassLabel(names=["other", "melanoma"]),
                 }
             ),
@@ -241,6 +240,7 @@ class Ham10000(tfds.core.GeneratorBasedBuilder):
                     "age": float(r.age or "nan"),
                     "sex": r.sex,
                     "localization": r.localization,
+                    "source": r.source,
                     "label": r.label,
                 },
             )
@@ -329,14 +329,13 @@ def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
                 f"{', '.join(DIAGNOSES)}"
             )
         detail = {
-            name: "" if value.lower() in _UNKNOWN else value
+            name: known_text(row.get(name, ""))
             for name in ("dx_type", "age", "sex", "localization")
-            for value in (row.get(name, ""),)
         }
         if not _is_number_or_empty(detail["age"]):
             raise UserError(f"{where}: age is {detail['age']!r}; it must be a number")
         # The clinic and camera, in releases that name them.
-        detail["source"] = row.get("dataset", "")
+        detail["source"] = known_text(row.get("dataset", ""))
         entry = {"lesion_id": row["lesion_id"], "dx": dx} | detail
         _add(rows, row["image_id"], entry, where=where)
     return rows

@@ -5,7 +5,8 @@ colours. Three properties in [0, 1] decide its label, after the ABC of dermoscop
 asymmetry, border irregularity and number of colours (Nachbar et al.: The ABCD rule of
 dermatoscopy. J Am Acad Dermatol 30 (1994)). Size, darkness, hairs, skin and light
 say nothing about it. A random part of the decision that no picture shows keeps the
-classes overlapping.
+classes overlapping. What is no melanoma has one of three diagnoses, by the property
+that is its largest.
 
 A lesion depends on the seed and its own number alone, not on how many are drawn.
 """
@@ -17,7 +18,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -44,6 +45,8 @@ _BLOCK = 4
 _BOUNDARY = 0.55
 _LABEL_NOISE = 0.06
 _TWO_IMAGES = 0.25  # share of lesions with a second image
+# Diagnosis of what is no melanoma, where asymmetry, border or colours is the largest.
+_OTHER_DX = ("bkl", "df", "nv")
 
 # RGB in [0, 1].
 _SKIN_LIGHT = np.array([0.93, 0.78, 0.71])
@@ -78,6 +81,13 @@ class Lesion:
     border: float
     colours: float
     num_images: int
+
+    @property
+    def dx(self) -> str:
+        """The diagnosis: "mel", "bkl", "df" or "nv"."""
+        if self.label:
+            return "mel"
+        return _OTHER_DX[int(np.argmax([self.asymmetry, self.border, self.colours]))]
 
 
 def make_lesion(*, seed: int, index: int) -> Lesion:
@@ -159,10 +169,11 @@ def draw_lesion(*, seed: int, index: int, view: int, size: int) -> np.ndarray:
 def write_phantom(
     directory: str | os.PathLike[str], *, num_lesions: int, seed: int, size: int
 ) -> None:
-    """Write made-up lesions as PNG files with a `labels.csv` (path,label,group).
+    """Write made-up lesions as PNG files with a `labels.csv` (path,label,group,dx).
 
     What an interrupted call has written is kept, the rest added; the table comes last,
-    so a folder with a table is complete and is left as it is.
+    so a folder with a table is complete and is left as it is. A table from before there
+    were diagnoses is written anew, with them; its pictures stay.
 
     Args:
       directory: created where it is missing; else empty or from an earlier call.
@@ -200,19 +211,22 @@ def write_phantom(
         raise UserError(
             f"{root} holds other files; name an empty folder for the made-up lesions"
         )
-    if (root / "labels.csv").exists():
+    labels = root / "labels.csv"
+    if labels.exists() and b"dx" in labels.read_bytes().partition(b"\n")[0]:
         return
     write_atomically(root / "README.txt", README.encode())
     write_atomically(marker, (json.dumps(wanted, indent=2) + "\n").encode())
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("path", "label", "group"))
-    for name, group, label, index, view in _images(num_lesions=num_lesions, seed=seed):
-        writer.writerow((name, label, group))
-        if not (root / name).exists():
-            picture = draw_lesion(seed=seed, index=index, view=view, size=size)
-            _write_png(root / name, picture)
-    write_atomically(root / "labels.csv", table.getvalue().encode())
+    writer.writerow(("path", "label", "group", "dx"))
+    for image in _images(num_lesions=num_lesions, seed=seed):
+        writer.writerow((image.name, image.lesion.label, image.group, image.lesion.dx))
+        if not (root / image.name).exists():
+            picture = draw_lesion(
+                seed=seed, index=image.number, view=image.view, size=size
+            )
+            _write_png(root / image.name, picture)
+    write_atomically(labels, table.getvalue().encode())
 
 
 def read_phantom(directory: str | os.PathLike[str]) -> list[Record]:
@@ -246,8 +260,8 @@ class Phantom(tfds.core.GeneratorBasedBuilder):
     Another `PhantomConfig` may be passed as `config`.
     """
 
-    VERSION = tfds.core.Version(f"{VERSION}.0.0")
-    RELEASE_NOTES = {f"{VERSION}.0.0": "Initial release."}
+    VERSION = tfds.core.Version(f"{VERSION}.1.0")
+    RELEASE_NOTES = {f"{VERSION}.0.0": "Initial release.", f"{VERSION}.1.0": "With dx."}
     BUILDER_CONFIGS = [
         PhantomConfig(name="default", description="600 made-up lesions at 96 pixels.")
     ]
@@ -262,6 +276,7 @@ class Phantom(tfds.core.GeneratorBasedBuilder):
                     ),
                     "image_id": tfds.features.Text(),
                     "lesion_id": tfds.features.Text(),
+                    "dx": tfds.features.Text(),
                     "label": tfds.features.ClassLabel(names=["other", "melanoma"]),
                 }
             ),
@@ -273,29 +288,42 @@ class Phantom(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Iterator[tuple[str, dict[str, object]]]:
         c = self.builder_config
-        for name, group, label, index, view in _images(
-            num_lesions=c.num_lesions, seed=c.seed
-        ):
+        for image in _images(num_lesions=c.num_lesions, seed=c.seed):
             yield (
-                name,
+                image.name,
                 {
                     "image": draw_lesion(
-                        seed=c.seed, index=index, view=view, size=c.size
+                        seed=c.seed, index=image.number, view=image.view, size=c.size
                     ),
-                    "image_id": name,
-                    "lesion_id": group,
-                    "label": label,
+                    "image_id": image.name,
+                    "lesion_id": image.group,
+                    "dx": image.lesion.dx,
+                    "label": image.lesion.label,
                 },
             )
 
 
-def _images(*, num_lesions: int, seed: int) -> Iterator[tuple[str, str, int, int, int]]:
-    """Yield file name, group, label, lesion number and view of every image."""
+class _Image(NamedTuple):
+    """One image: its lesion, that lesion's number, and which view of it this is."""
+
+    lesion: Lesion
+    number: int
+    view: int
+
+    @property
+    def group(self) -> str:
+        return f"phantom_{self.number:05d}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}_{self.view}.png"
+
+
+def _images(*, num_lesions: int, seed: int) -> Iterator[_Image]:
     for index in range(num_lesions):
         lesion = make_lesion(seed=seed, index=index)
-        group = f"phantom_{index:05d}"
         for view in range(lesion.num_images):
-            yield f"{group}_{view}.png", group, lesion.label, index, view
+            yield _Image(lesion, index, view)
 
 
 def _check_marker(marker: Path, wanted: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ class Record:
         it never land in different splits.
       label: 1 for melanoma, 0 for anything else.
       path: the image file.
-      dx: diagnosis, as the data set writes it; empty where unknown.
+      dx: diagnosis, as the data set names it, in lower case; empty where unknown.
       dx_type: how the diagnosis was made; empty where unknown.
       age: age of the patient in years, as text; empty where unknown.
       sex: sex of the patient; empty where unknown.

@@ -1,13 +1,15 @@
-"""The user's own images: a CSV with the columns `path,label` and optionally `group`.
+"""The user's own images: a CSV with the columns `path,label` and some that may follow.
 
-    path,label,group
-    photos/a1.jpg,melanoma,mole 1
-    photos/a2.jpg,melanoma,mole 1
-    photos/b.png,other,mole 2
+    path,label,group,dx,source
+    photos/a1.jpg,melanoma,mole 1,mel,clinic A
+    photos/a2.jpg,melanoma,mole 1,mel,clinic A
+    photos/b.png,other,mole 2,nv,clinic B
 
 `path` is relative to the CSV's folder, or absolute. `label` is 1 or melanoma, 0 or
 other. Images of one `group` (a lesion, or better a patient) never land in different
-splits; without a group an image stands alone.
+splits; without a group an image stands alone. `dx` is the diagnosis, which a model of
+several classes learns, and `source` the clinic, camera or collection. Other columns are
+passed over.
 """
 
 import csv
@@ -20,12 +22,12 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mela_jax.data.image_io import EXTENSIONS, read_image
-from mela_jax.data.records import Record
+from mela_jax.data.records import Record, known_text
 from mela_jax.errors import UserError
 
 LABELS = {"1": 1, "melanoma": 1, "0": 0, "other": 0}
 
-_HELP = "the columns are path,label and optionally group"
+_HELP = "the columns are path,label and optionally group,dx,source"
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ def read_user_csv(path: str | os.PathLike[str]) -> list[Record]:
 
     Returns:
       One record per row, sorted by image_id. `image_id` is the path as written,
-      `lesion_id` the group, or the image_id where there is none.
+      `lesion_id` the group, or the image_id where there is none, `dx` the diagnosis in
+      lower case: two spellings of it are one class.
 
     Raises:
       UserError: the CSV is missing, empty or lacks a column, a label is not understood,
@@ -75,6 +78,8 @@ def read_user_csv(path: str | os.PathLike[str]) -> list[Record]:
                 lesion_id=row["group"] or image_id,
                 label=LABELS[label],
                 path=str(file),
+                dx=known_text(row["dx"]).lower(),
+                source=known_text(row["source"]),
             )
         )
     absent = [r.image_id for r in records if not os.path.isfile(r.path)]
@@ -94,8 +99,8 @@ class UserCsv(tfds.core.GeneratorBasedBuilder):
     Images are stored as the models see them: upright RGB.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Initial release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "Initial release.", "1.1.0": "With dx and source."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"Place labels.csv and its images here; {_HELP}."
 
     def _info(self) -> Any:
@@ -108,6 +113,8 @@ class UserCsv(tfds.core.GeneratorBasedBuilder):
                     ),
                     "image_id": tfds.features.Text(),
                     "lesion_id": tfds.features.Text(),
+                    "dx": tfds.features.Text(),
+                    "source": tfds.features.Text(),
                     "label": tfds.features.ClassLabel(names=["other", "melanoma"]),
                 }
             ),
@@ -127,13 +134,15 @@ class UserCsv(tfds.core.GeneratorBasedBuilder):
                     "image": read_image(r.path),
                     "image_id": r.image_id,
                     "lesion_id": r.lesion_id,
+                    "dx": r.dx,
+                    "source": r.source,
                     "label": r.label,
                 },
             )
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield where a row stands and what it says, "" for a group that is not there."""
+    """Yield where a row stands and what it says, "" for a column that is not there."""
     number = 1
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
@@ -154,7 +163,7 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
                         f"{table}, line {number}: more cells than columns; put a path "
                         "with a comma between double quotes"
                     )
-                cells = {"group": ""} | row
+                cells = {"group": "", "dx": "", "source": ""} | row
                 yield (
                     f"{table}, line {number}",
                     {name: text.strip() for name, text in cells.items()},

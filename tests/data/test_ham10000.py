@@ -1,5 +1,6 @@
 """Every published layout of HAM10000 is read, and every mistake in one is named."""
 
+import collections
 import csv
 import errno
 import http.server
@@ -107,15 +108,41 @@ def test_layouts(tmp_path, layout):
     assert all(os.path.isfile(r.path) for r in records)
 
 
-def test_real_folders(ham10000_small, shared):
-    """Both real copies have the known numbers of images, lesions and melanomas."""
+@pytest.mark.parametrize("layout", ["kaggle", "isic"])
+def test_without_the_column_no_source_is_known(tmp_path, layout):
+    """Older releases, and ISIC's files, do not name the source."""
+    make_layout(tmp_path, layout)
+    assert {r.source for r in read_ham10000(tmp_path)} == {""}
+
+
+def test_source_and_words_for_not_known(tmp_path):
+    """The column `dataset` is the source; "not known" in any words reads as empty."""
+    make_layout(tmp_path, "kaggle")
+    sources = ("vidir_modern", "", "NaN", "unknown", "None", " rosendahl ", "na")
+    rows = [
+        (*row[:5], "unknown", "NULL", s) for row, s in zip(ROWS, sources, strict=True)
+    ]
+    write_table(tmp_path / "HAM10000_metadata.csv", rows, (*HEADER, "dataset"))
+    records = read_ham10000(tmp_path)
+    found = [r.source for r in records]
+    assert found == ["vidir_modern", "", "", "", "", "rosendahl", ""]
+    assert {(r.sex, r.localization) for r in records} == {("", "")}
+
+
+def test_real_folder(ham10000_small):
+    """The real copy has the known numbers of images, lesions, melanomas and sources."""
     records = read_ham10000(ham10000_small)
     assert len(records) == 10_015
     assert len({r.lesion_id for r in records}) == 7470
     assert sum(r.label for r in records) == 1113
     assert records == sorted(records, key=lambda r: r.image_id)
-    other = read_ham10000(shared / "data" / "ham10000_224")
-    assert (len(other), sum(r.label for r in other)) == (5984, 491)
+    melanomas = collections.Counter(r.source for r in records if r.label)
+    assert melanomas == {
+        "vidir_molemax": 24,
+        "vidir_modern": 680,
+        "rosendahl": 342,
+        "vienna_dias": 67,
+    }
 
 
 def change_row(number, **cells):
@@ -328,6 +355,11 @@ def test_tfds_builder(tmp_path):
     """The builder stores what the records say, from a manual folder."""
     tfds = pytest.importorskip("tensorflow_datasets")
     make_layout(tmp_path / "manual", "kaggle")
+    write_table(
+        tmp_path / "manual" / "HAM10000_metadata.csv",
+        [(*row, "rosendahl") for row in ROWS],
+        (*HEADER, "dataset"),
+    )
     builder = Ham10000(data_dir=str(tmp_path / "tfds"))
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(
@@ -342,4 +374,5 @@ def test_tfds_builder(tmp_path):
     assert melanoma["lesion_id"] == b"HAM_2" and melanoma["age"] == 50
     assert np.isnan(by_id["ISIC_1"]["age"])
     assert melanoma["image"].shape == (6, 8, 3)
-    assert set(melanoma) == {*HEADER, "image", "label"}
+    assert melanoma["source"] == b"rosendahl"
+    assert set(melanoma) == {*HEADER, "source", "image", "label"}

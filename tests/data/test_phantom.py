@@ -1,5 +1,6 @@
 """Made-up lesions are repeatable, say that they are made up, and can be learnt from."""
 
+import collections
 import io
 
 import numpy as np
@@ -39,6 +40,52 @@ def test_one_in_four_is_positive_and_some_have_two_images():
     for cause in causes.T:
         assert 0.9 < roc_auc_score(labels, cause) < 0.98
     assert 0.98 < roc_auc_score(labels, causes.sum(axis=1)) < 0.999
+
+
+def test_the_diagnosis_follows_from_the_properties():
+    """Melanomas are melanomas, the others of the kind of their largest property."""
+    lesions = [make_lesion(seed=3, index=index) for index in range(400)]
+    counts = collections.Counter(lesion.dx for lesion in lesions)
+    assert set(counts) == {"mel", "bkl", "df", "nv"}
+    assert counts["mel"] == 100 == sum(lesion.label for lesion in lesions)
+    assert min(counts.values()) > 60
+    for lesion in lesions:
+        assert (lesion.dx == "mel") == (lesion.label == 1)
+        largest = max(lesion.asymmetry, lesion.border, lesion.colours)
+        if lesion.dx == "nv":
+            assert lesion.colours == largest
+
+
+def test_lesions_stay_as_they_have_been():
+    """Properties and mean colours of the first three, as drawn before any dx."""
+    known = (
+        (0, 1, 0.13708744809704188, 0.2968356459385938, 0.3672203412737133, 174.8),
+        (0, 1, 0.31975403303176275, 0.13531287100778605, 0.15610066225348224, 152.2),
+        (1, 2, 0.6109728473485216, 0.9566078346998478, 0.47482586439784175, 167.8),
+    )
+    for index, (label, num_images, *properties, colour) in enumerate(known):
+        lesion = make_lesion(seed=1, index=index)
+        assert (lesion.label, lesion.num_images) == (label, num_images)
+        found = [lesion.asymmetry, lesion.border, lesion.colours]
+        assert found == pytest.approx(properties, rel=1e-12)
+        picture = draw_lesion(seed=1, index=index, view=0, size=32)
+        assert picture.mean() == pytest.approx(colour, abs=0.1)
+
+
+def test_an_older_folder_gets_its_diagnoses_and_keeps_its_pictures(tmp_path):
+    """The table from before there were any is completed."""
+    write_phantom(tmp_path, num_lesions=5, seed=0, size=32)
+    whole = snapshot(tmp_path)
+    rows = [line.split(",") for line in whole["labels.csv"].decode().splitlines()]
+    assert rows[0] == ["path", "label", "group", "dx"]
+    old = "".join(",".join(row[:3]) + "\n" for row in rows)
+    (tmp_path / "labels.csv").write_text(old)
+    assert {r.dx for r in read_phantom(tmp_path)} == {""}
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.png")}
+    write_phantom(tmp_path, num_lesions=5, seed=0, size=32)
+    assert snapshot(tmp_path) == whole
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.png")} == times
+    assert "mel" in {r.dx for r in read_phantom(tmp_path)}
 
 
 def test_a_lesion_depends_on_seed_and_number_alone(tmp_path):
@@ -170,4 +217,5 @@ def test_tfds_builder(tmp_path):
         record = records[example["image_id"].decode()]
         assert example["lesion_id"].decode() == record.lesion_id
         assert example["label"] == record.label
+        assert example["dx"].decode() == record.dx
         np.testing.assert_array_equal(example["image"], Image.open(record.path))

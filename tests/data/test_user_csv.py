@@ -1,5 +1,6 @@
 """A user's CSV is read, or what is wrong with it is said."""
 
+import collections
 import logging
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from mela_jax.data.user_csv import UserCsv, read_user_csv
 from mela_jax.errors import UserError
+from mela_jax.labels import make_label_space
 
 
 @pytest.fixture
@@ -37,12 +39,40 @@ def test_reads(folder):
     assert by_id[f"{folder}/sub/d.jpg"].label == 1
 
 
+def test_diagnosis_and_source(folder):
+    """They may be there, in any case and order; what is not known is empty."""
+    (folder / "labels.csv").write_text(
+        "Source,path,DX,label,licence\n"
+        "Clinic A,a.png, MEL ,1,CC-0\n"
+        "unknown,sub/d.jpg,nan,0,\n"
+    )
+    first, second = read_user_csv(folder)
+    assert (first.dx, first.source) == ("mel", "Clinic A")
+    assert (second.dx, second.source) == ("", "")
+
+
+def test_real_images_of_other_clinics(shared):
+    """Their table is read as it is."""
+    folder = shared / "data" / "isic_extra"
+    if not folder.is_dir():
+        pytest.skip(f"no images of other clinics: {folder} is absent")
+    records = read_user_csv(folder)
+    assert (len(records), sum(r.label for r in records)) == (13_509, 4646)
+    assert all((r.dx == "mel") == (r.label == 1) for r in records)
+    melanomas = collections.Counter(r.source for r in records if r.label)
+    assert (melanomas["isic2017"], melanomas["acral-bcn"]) == (397, 339)
+    assert len(melanomas) > 10 and "" not in melanomas
+    spaces = make_label_space("diagnoses", records, melanoma="mel")
+    assert set(spaces.names) == {"mel", "nv", "bkl", "benign"}
+
+
 def test_two_columns_suffice_and_unnamed_images_are_told(folder, caplog):
     """Without groups every image is its own; images left out are counted."""
     (folder / "labels.csv").write_text("path,label\nsub/d.jpg,other\n")
     with caplog.at_level(logging.WARNING):
         (record,) = read_user_csv(folder)
     assert record.lesion_id == "sub/d.jpg"
+    assert (record.dx, record.source) == ("", "")
     assert "does not name 1 images" in caplog.text and "b, c.bmp" in caplog.text
 
 
@@ -79,7 +109,7 @@ def test_absent(tmp_path):
 def test_tfds_builder(folder):
     """The builder stores upright RGB of any format."""
     tfds = pytest.importorskip("tensorflow_datasets")
-    table = 'path,label\nsub/d.jpg,1\n"sub/b, c.bmp",0\n'
+    table = 'path,label,dx,source\nsub/d.jpg,1,mel,A\n"sub/b, c.bmp",0,,\n'
     (folder / "labels.csv").write_text(table)
     builder = UserCsv(data_dir=str(folder / "tfds"))
     builder.download_and_prepare(
@@ -89,7 +119,8 @@ def test_tfds_builder(folder):
     )
     examples = list(tfds.as_numpy(builder.as_dataset(split="train")))
     by_id = {e["image_id"].decode(): e for e in examples}
-    assert by_id["sub/d.jpg"]["label"] == 1
+    melanoma = by_id["sub/d.jpg"]
+    assert (melanoma["label"], melanoma["dx"], melanoma["source"]) == (1, b"mel", b"A")
     np.testing.assert_array_equal(
         by_id["sub/b, c.bmp"]["image"], np.full((4, 6, 3), [255, 0, 0])
     )
