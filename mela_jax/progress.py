@@ -19,6 +19,8 @@ from mela_jax import lazy_tensorflow, parallel
 _REPORT_SECONDS = 60.0
 # Steps before a profile, in which things compile.
 _WARM_UP_STEPS = 3
+# Asked early: while TensorFlow is imported, stderr is a file.
+_ON_TERMINAL = sys.stderr.isatty()
 
 
 class Progress(contextlib.AbstractContextManager["Progress"]):
@@ -58,7 +60,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
             total=total_steps,
             unit="step",
             dynamic_ncols=True,
-            disable=not (sys.stderr.isatty() and self._writes),
+            disable=not (_ON_TERMINAL and self._writes),
         )
 
     def parameters(self, params: Mapping[str, Any]) -> None:

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from mela_jax.data import cache as cache_module
-from mela_jax.data.augment import AugmentSettings
 from mela_jax.data.cache import fingerprint, open_cache
 from mela_jax.data.image_io import load_square
 from mela_jax.data.input_pipeline import make_eval_batches, make_train_batches
 from mela_jax.data.records import Record
+from mela_jax.data.views import AugmentSettings, Views
 from mela_jax.errors import UserError
 
 OPTIONS = {"size": 16, "crop": "center"}
@@ -80,7 +80,7 @@ def test_epochs_and_further_runs_decode_nothing(tmp_path, records, monkeypatch):
             seed=0,
             start_step=0,
             num_steps=12,  # three epochs
-            settings=settings,
+            views=Views(settings),
         ):
             num_batches += 1
         for _batch in make_eval_batches(
@@ -167,6 +167,7 @@ from pathlib import Path
 from mela_jax.data import cache as cache_module
 from mela_jax.data.cache import open_cache
 from mela_jax.data.records import Record
+from mela_jax.data.views import AugmentSettings, Views
 from mela_jax.errors import UserError
 
 limit, hang, size, folder, *paths = sys.argv[1:]
