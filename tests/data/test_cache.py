@@ -232,9 +232,10 @@ def test_killed_while_building_the_one_that_waits_takes_over(tmp_path, records):
     waiting = start(folder, records)
     with pytest.raises(subprocess.TimeoutExpired):
         waiting.wait(timeout=2)
+    # Now, for the other takes it away as soon as it can.
+    assert [p.name[0] for p in folder.iterdir() if p.is_dir()] == ["."]
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    assert [p.name[0] for p in folder.iterdir() if p.is_dir()] == ["."]
     out, error = waiting.communicate(timeout=300)
     assert waiting.returncode == 0, error
     assert [p.name[0] != "." for p in folder.iterdir() if p.is_dir()] == [True]
