@@ -3,8 +3,8 @@
     python -m benchmarks.epoch [--model=mobilenet_v3_small] [--size=224] [--steps=40]
 
 Images come from made-up JPEGs through the decoded-image cache, are split, augmented
-and fed by the main job's own functions, without a teacher. The training loop's log
-gives the times: "training" is the second half of each of three epochs, "epoch" runs
+and fed by the main job's own functions, without a teacher. The event files give
+the times: "training" is the second half of each of three epochs, "epoch" runs
 from the end of the second to the end of the third: with a validation and a checkpoint,
 but past the first validation, which compiles. Rounds of both sides are taken in turn in
 this process.
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import flags, pictures
+from benchmarks import events, flags, pictures
 from mela_jax.errors import UserError
 
 
@@ -70,7 +70,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         pipeline.train_student(
             config, workdir, images, parallel.make_mesh(), name="student", teacher=None
         )
-        times = _log_times(workdir / "student" / "scalars")
+        times = events.loss_times(workdir / "student" / "scalars")
         for end in (steps, 2 * steps, 3 * steps):
             half = max(step for step in times if step < end)
             seconds["training"].append((times[end] - times[half]) / (end - half))
@@ -106,15 +106,6 @@ def _config(arguments: argparse.Namespace, folder: Path) -> Any:
     c.student.ema_decay = 0.99
     config.validate(c)
     return c
-
-
-def _log_times(scalars: Path) -> dict[int, float]:
-    """Return when each step's training loss was logged, in seconds: step -> time."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log = EventAccumulator(str(scalars), size_guidance={"scalars": 0})
-    log.Reload()
-    return {e.step: e.wall_time for e in log.Scalars("train/loss")}
 
 
 if __name__ == "__main__":

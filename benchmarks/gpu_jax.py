@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gpu_settings import Settings
+from benchmarks.threads import fetch_ahead
 from mela_jax import losses, optim, parallel, steps
-from mela_jax.data.augment import AugmentSettings
-from mela_jax.data.input_pipeline import make_train_batches
-from mela_jax.data.raw_batches import fetch_ahead, make_fetch
+from mela_jax.data.input_pipeline import make_train_fetch
+from mela_jax.data.views import AugmentSettings, Views
 from mela_jax.models.cost import count_flops
 from mela_jax.models.head import Classifier
 from mela_jax.models.zoo import create_model
@@ -172,9 +172,9 @@ def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[],
         "image_size": settings.image_size,
         "batch_size": settings.batch_size,
         "seed": settings.seed,
-        "settings": AUGMENT,
     }
-    fetch = make_fetch(images, labels, rows, **options)
+    views = Views(AUGMENT, on_device=True)
+    fetch = make_train_fetch(images, labels, rows, views=views, **options)
     num_steps = settings.epochs * (settings.images // settings.batch_size)
     training = Distillation(settings, render=True)
     batch = parallel.shard_batch(training.mesh, steps.step_inputs(fetch(0)))
@@ -194,11 +194,11 @@ def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[],
     }
     if host:
         plain = Distillation(settings, render=False)
+        views = Views(AUGMENT)
+        rendered = make_train_fetch(images, labels, rows, views=views, **options)
 
         def rendered_on_host() -> None:
-            batches = make_train_batches(
-                images, labels, rows, start_step=0, num_steps=num_steps, **options
-            )
+            batches = fetch_ahead(rendered, start=0, stop=num_steps)
             plain.run(parallel.prefetch(plain.mesh, map(steps.step_inputs, batches)))
 
         runs["epochs, views on the host"] = rendered_on_host

@@ -4,7 +4,8 @@
 
 The files are made-up JPEGs in a temporary folder, fresh in the system's page cache.
 Both stages use the functions of the main job. There the training step shares the cores
-with the views; here they have them for themselves.
+with the views; here they have them for themselves. Epochs of the same batches are taken
+in turn from tf.data and from plain threads.
 """
 
 import argparse
@@ -28,8 +29,9 @@ def main() -> None:
     print(
         f"{flags.CORES} cores, {arguments.images} images, batch {arguments.batch_size},"
         f" median of {arguments.rounds}\n\n"
-        "| JPEG | kB a file | square, px | decoding, images/s | views, images/s |\n"
-        "| --- | --- | --- | --- | --- |"
+        "| JPEG | kB a file | square, px | decoding, images/s | views/s, tf.data"
+        " | views/s, threads | ratio | CPU ms a view, tf.data | threads | ratio |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     with tempfile.TemporaryDirectory() as folder:
         for width, height in arguments.sources:
@@ -41,25 +43,29 @@ def main() -> None:
             )
             kilobytes = statistics.mean(f.stat().st_size for f in files) / 1e3
             for size in arguments.sizes:
-                decoding, views = measure(files, size, arguments)
+                decoding, wall, cpu = measure(files, size, arguments)
                 print(
                     f"| {width}x{height} | {kilobytes:.0f} | {size} | {decoding:.0f}"
-                    f" | {views:.0f} |",
+                    f" | {1 / wall['tf.data']:.0f} | {1 / wall['threads']:.0f}"
+                    f" | {wall['threads'] / wall['tf.data']:.2f}"
+                    f" | {1e3 * cpu['tf.data']:.3f} | {1e3 * cpu['threads']:.3f}"
+                    f" | {cpu['tf.data'] / cpu['threads']:.2f} |",
                     flush=True,
                 )
 
 
 def measure(
     files: list[Path], size: int, arguments: argparse.Namespace
-) -> tuple[float, float]:
-    """Return images/s of decoding and of the views of an epoch."""
+) -> tuple[float, dict[str, float], dict[str, float]]:
+    """Return decoded images/s; and seconds a view, on the clock and of CPU, by way."""
     import numpy as np
 
+    from benchmarks.threads import fetch_ahead
     from mela_jax import config
-    from mela_jax.data.augment import AugmentSettings
+    from mela_jax.data import input_pipeline
     from mela_jax.data.cache import open_cache
-    from mela_jax.data.input_pipeline import make_train_batches
     from mela_jax.data.records import Record
+    from mela_jax.data.views import AugmentSettings, Views
 
     records = [
         Record(image_id=f.name, lesion_id=f.name, label=n % 2, path=str(f))
@@ -78,27 +84,40 @@ def measure(
             )
             decoding.append(time.perf_counter() - start)
         steps = len(records) // arguments.batch_size
-        batches = make_train_batches(
-            cache.images,
-            np.array([r.label for r in records]),
-            np.arange(len(records)),
-            image_size=size,
-            batch_size=arguments.batch_size,
-            seed=0,
-            start_step=0,
-            num_steps=(arguments.rounds + 1) * steps,
-            settings=AugmentSettings(**config.default().augment.to_dict()),
-        )
-        epochs = []
+        # The first epoch of each starts threads and fills the queue.
+        num_steps = (arguments.rounds + 1) * steps
+        options = {
+            "images": cache.images,
+            "labels": np.array([r.label for r in records]),
+            "indices": np.arange(len(records)),
+            "views": Views(AugmentSettings(**config.default().augment.to_dict())),
+            "image_size": size,
+            "batch_size": arguments.batch_size,
+            "seed": 0,
+        }
+        fetch = input_pipeline.make_train_fetch(**options)
+        ways = {
+            "tf.data": input_pipeline.make_train_batches(
+                start_step=0, num_steps=num_steps, **options
+            ),
+            "threads": fetch_ahead(fetch, start=0, stop=num_steps),
+        }
+        wall: dict[str, list[float]] = {name: [] for name in ways}
+        cpu: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(arguments.rounds + 1):
-            start = time.perf_counter()
-            for _ in range(steps):
-                next(batches)
-            epochs.append(time.perf_counter() - start)
-    # The first epoch starts threads and fills the queue.
+            for name, batches in ways.items():
+                start, start_cpu = time.perf_counter(), time.process_time()
+                for _ in range(steps):
+                    next(batches)
+                wall[name].append(time.perf_counter() - start)
+                cpu[name].append(time.process_time() - start_cpu)
+        for batches in ways.values():
+            batches.close()
+    views = steps * arguments.batch_size
     return (
         len(records) / statistics.median(decoding),
-        steps * arguments.batch_size / statistics.median(epochs[1:]),
+        {name: statistics.median(times[1:]) / views for name, times in wall.items()},
+        {name: statistics.median(times[1:]) / views for name, times in cpu.items()},
     )
 
 

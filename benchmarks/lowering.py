@@ -37,8 +37,8 @@ def main() -> None:
     from benchmarks import jax_networks
     from mela_jax import config as mela_config
     from mela_jax import pipeline
-    from mela_jax.data.augment import AugmentSettings
     from mela_jax.data.input_pipeline import make_train_batches
+    from mela_jax.data.views import AugmentSettings, Views
 
     jax_networks.set_up(arguments.cores)
     config = mela_config.default()
@@ -54,7 +54,7 @@ def main() -> None:
             image_size=arguments.size,
             batch_size=32,
             seed=0,
-            settings=AugmentSettings(**config.augment.to_dict()),
+            views=Views(AugmentSettings(**config.augment.to_dict())),
             start_step=0,
             num_steps=arguments.steps,
         )

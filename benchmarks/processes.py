@@ -22,8 +22,7 @@ class Finished:
     Attributes:
       seconds: from its start to its end.
       cpu_seconds: of all its threads, which other programs disturb less.
-      event_seconds: from its start to the first line that matched; None without a
-        pattern.
+      started: when, in seconds since 1970.
       peak_mb: largest resident memory in MB (1e6 bytes), pages of mapped files
         included.
       peak_own_mb: the same without pages of mapped files, which the system takes back
@@ -33,15 +32,13 @@ class Finished:
 
     seconds: float
     cpu_seconds: float
-    event_seconds: float | None
+    started: float
     peak_mb: float
     peak_own_mb: float
     stdout: str
 
 
-def run_module(
-    arguments: Sequence[str], *, log: Path, event: str | None = None
-) -> Finished:
+def run_module(arguments: Sequence[str], *, log: Path) -> Finished:
     """Run `python -m arguments...` to its end in the repository.
 
     The caller should be a small process: on Linux a child's peak starts at what its
@@ -50,16 +47,14 @@ def run_module(
     Args:
       arguments: module and its arguments.
       log: file for what it writes to stderr.
-      event: pattern of a line of stderr whose first appearance is timed.
 
     Raises:
-      UserError: it failed, or the line never came; with its last line.
+      UserError: it failed; with its last line.
     """
     output = log.with_suffix(".out")
     peak_own = 0.0
-    event_seconds = None
     with log.open("wb") as err, output.open("wb") as out:
-        start = time.perf_counter()
+        started, start = time.time(), time.perf_counter()
         child = subprocess.Popen(
             [sys.executable, "-m", *arguments], cwd=REPOSITORY, stdout=out, stderr=err
         )
@@ -67,8 +62,6 @@ def run_module(
             while True:
                 pid, status, usage = os.wait4(child.pid, os.WNOHANG)
                 now = time.perf_counter() - start
-                if event and event_seconds is None and _has_line(log, event):
-                    event_seconds = now
                 if pid:
                     child.returncode = os.waitstatus_to_exitcode(status)
                     break
@@ -82,20 +75,14 @@ def run_module(
     words = log.read_text(errors="replace").strip().splitlines() or ["no message"]
     if child.returncode:
         raise UserError(f"{arguments[0]} ended with {child.returncode}: {words[-1]}")
-    if event and event_seconds is None:
-        raise UserError(f"{arguments[0]} ended without a line {event!r}: {words[-1]}")
     return Finished(
         seconds=now,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
-        event_seconds=event_seconds,
+        started=started,
         peak_mb=usage.ru_maxrss * 1024 / 1e6,
         peak_own_mb=peak_own,
         stdout=output.read_text(errors="replace"),
     )
-
-
-def _has_line(log: Path, pattern: str) -> bool:
-    return bool(re.search(pattern, log.read_text(errors="replace"), re.MULTILINE))
 
 
 def _own_mb(pid: int) -> float:

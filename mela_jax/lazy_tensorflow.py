@@ -7,7 +7,6 @@ evaluation and `mela_jax.predict` do without it.
 import contextlib
 import os
 import re
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ _NOTICE = re.compile(
 )
 
 _lock = threading.Lock()
+_tensorflow: Any = None
+_importing: threading.Thread | None = None
 
 
 def import_tensorflow() -> Any:
@@ -28,15 +29,16 @@ def import_tensorflow() -> Any:
     Returns:
       The module.
     """
+    global _tensorflow
     with _lock:
-        if "tensorflow" not in sys.modules:
+        if _tensorflow is None:
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             with _without_notices():
-                import tensorflow  # noqa: F401
-        import tensorflow as tf
+                import tensorflow
 
-        tf.config.set_visible_devices([], "GPU")
-        return tf
+                tensorflow.config.set_visible_devices([], "GPU")
+            _tensorflow = tensorflow
+        return _tensorflow
 
 
 def import_clu() -> tuple[Any, Any]:
@@ -55,9 +57,16 @@ def start_import() -> None:
     """Import all that in a thread, beside what comes before the first step.
 
     Call it once it is known that something will be trained. Whoever needs the modules
-    then waits for the thread.
+    waits for the thread, except for those who ask `is_importing`.
     """
-    threading.Thread(target=import_clu, name="import of TensorFlow").start()
+    global _importing
+    _importing = threading.Thread(target=import_clu, name="import of TensorFlow")
+    _importing.start()
+
+
+def is_importing() -> bool:
+    """Say whether the thread of `start_import` is still at it."""
+    return _importing is not None and _importing.is_alive()
 
 
 @contextlib.contextmanager

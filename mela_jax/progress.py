@@ -1,25 +1,43 @@
 """How a training goes, for the terminal, the log and TensorBoard."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import logging
-from tensorboardX import SummaryWriter
+from clu import parameter_overview
+from clu import platform as clu_platform
+from clu import profiler as clu_profiler
 from tqdm import tqdm
 
-from mela_jax import parallel
+from mela_jax import lazy_tensorflow, parallel
+
+# Seconds between two lines of speed and time left, where there is no bar.
+_REPORT_SECONDS = 60.0
+# Steps before a profile, in which things compile.
+_WARM_UP_STEPS = 3
+# Asked early: while TensorFlow is imported, stderr is a file.
+_ON_TERMINAL = sys.stderr.isatty()
 
 
 class Progress(contextlib.AbstractContextManager["Progress"]):
-    """A bar where the log is a terminal, lines elsewhere, and event files.
+    """A bar where the log is a terminal, few lines elsewhere, and event files.
 
-    Of several processes, the main one alone writes.
+    Of several processes, the main one alone writes. What writes, clu on TensorFlow, is
+    imported when there is first something to write: see `mela_jax.lazy_tensorflow`.
     """
 
     def __init__(
-        self, name: str, directory: Path, *, first_step: int, total_steps: int
+        self,
+        name: str,
+        directory: Path,
+        *,
+        first_step: int,
+        total_steps: int,
+        profile_steps: int = 0,
     ) -> None:
         """Start to write.
 
@@ -28,33 +46,47 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
           directory: folder of the event files; made when absent.
           first_step: steps that were done before.
           total_steps: the length of the training.
+          profile_steps: steps of which a profile is taken, for TensorBoard.
         """
         self._name = name
+        self._directory = directory
+        self._first_step, self._total_steps = first_step, total_steps
+        self._profile_steps = profile_steps
         self._writes = parallel.is_main_process()
-        self._events = SummaryWriter(
-            str(directory), write_to_disk=self._writes, max_queue=100
-        )
+        self._texts: dict[str, str] = {}
         self._bar = tqdm(
             desc=name,
             initial=first_step,
             total=total_steps,
             unit="step",
             dynamic_ncols=True,
-            disable=not (sys.stderr.isatty() and self._writes),
+            disable=not (_ON_TERMINAL and self._writes),
         )
 
+    def parameters(self, params: Mapping[str, Any]) -> None:
+        """Say how many parameters there are, and list them for TensorBoard's texts."""
+        table = parameter_overview.get_parameter_overview(params, include_stats=False)
+        self._texts["parameters"] = f"```\n{table}\n```"
+        count = parameter_overview.count_parameters(params)
+        self.line(f"{self._name}: {count:,} parameters")
+
+    def step(self, step: int) -> None:
+        """Take note that a step was handed out: a profile begins or ends with it."""
+        if self._writes and self._profile_steps:
+            self._profile(step)
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Record what was measured up to a step."""
-        for key, value in values.items():
-            self._events.add_scalar(key, value, step)
-        if self._bar.disable:
-            shown = ", ".join(f"{k}={v:.6g}" for k, v in sorted(values.items()))
-            logging.info("%s: step %d: %s", self._name, step, shown)
-        else:
-            if "train/loss" in values:
-                loss = f"{values['train/loss']:.4f}"
-                self._bar.set_postfix(loss=loss, refresh=False)
-            self._bar.update(step - self._bar.n)
+        """Record what was measured up to a step, in numbers of Python or NumPy."""
+        if not self._writes:
+            return
+        self._writer.write_scalars(step, values)
+        # A run that is killed leaves what it had.
+        self._writer.flush()
+        self._report(step)
+        if "train/loss" in values:
+            loss = f"{values['train/loss']:.4f}"
+            self._bar.set_postfix(loss=loss, refresh=False)
+        self._bar.update(step - self._bar.n)
 
     def line(self, text: str) -> None:
         """Say something in a line of its own."""
@@ -64,6 +96,45 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
             self._bar.write(text, file=sys.stderr)
 
     def __exit__(self, *exception: object) -> None:
-        """End the bar and the event files."""
+        """End the bar, a profile and the event files."""
         self._bar.close()
-        self._events.close()
+        if "_profile" in vars(self):
+            with contextlib.suppress(RuntimeError):  # that none is running
+                clu_profiler.stop()
+        if "_writer" in vars(self):
+            self._writer.close()
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        metric_writers, _ = lazy_tensorflow.import_clu()
+        writer = metric_writers.SummaryWriter(str(self._directory))
+        if self._texts:
+            writer.write_texts(self._first_step, self._texts)
+        return writer
+
+    @functools.cached_property
+    def _report(self) -> Any:
+        """Report speed and time left, as a note."""
+        _, periodic_actions = lazy_tensorflow.import_clu()
+        # On its own, a note is logged as "Setting work unit notes: ...".
+        setattr(clu_platform.work_unit(), "set_notes", self._note)  # noqa: B010
+        return periodic_actions.ReportProgress(
+            num_train_steps=self._total_steps,
+            every_secs=_REPORT_SECONDS,
+            writer=self._writer,
+        )
+
+    @functools.cached_property
+    def _profile(self) -> Any:
+        _, periodic_actions = lazy_tensorflow.import_clu()
+        return periodic_actions.Profile(
+            logdir=str(self._directory),
+            num_profile_steps=self._profile_steps,
+            profile_duration_ms=None,
+            first_profile=self._first_step + _WARM_UP_STEPS,
+            every_secs=None,
+        )
+
+    def _note(self, text: str) -> None:
+        if self._bar.disable:
+            logging.info("%s: %s", self._name, text)

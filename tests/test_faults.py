@@ -20,6 +20,7 @@ from mela_jax.errors import UserError
 from mela_jax.steps import make_eval_step
 from mela_jax.train import FitResult, Images, fit
 from tests import tiny
+from tests.events import read_events
 from tests.job import Finished, Job
 
 MODELS = ("teacher", "student", "baseline")
@@ -385,7 +386,7 @@ def interrupted(job: Job) -> tuple[Path, dict[str, object]]:
         return any(workdir.glob(pattern))
 
     run = job.start(workdir)
-    run.wait_for_line(r"teacher: step 1: train/")
+    run.wait_for(lambda: read_events(workdir / "teacher" / "scalars"))
     run.kill()
     seen["after the first step"] = exists("teacher/checkpoints")
 
@@ -400,7 +401,7 @@ def interrupted(job: Job) -> tuple[Path, dict[str, object]]:
     seen["no student"] = not exists("student/model.json")
 
     run = job.start(workdir)
-    run.wait_for_line(r"student: step 1: train/")
+    run.wait_for(lambda: read_events(workdir / "student" / "scalars"))
     seen["stopped"] = run.terminate()
 
     run = job.start(workdir)

@@ -16,6 +16,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDERS = ("mela_jax", "configs", "export", "tflite_bench", "benchmarks")
 
 TENSORFLOW = ("tensorflow", "tensorflow_datasets", "tf_keras")
+# Parts of clu that import it.
+WRITERS = ("clu.metric_writers", "clu.periodic_actions")
 JAX = ("jax", "jaxlib", "flax", "optax", "orbax")
 # Keras imports TensorFlow as it starts: allowed only where a function asks for it.
 KERAS = ("keras",)
@@ -48,6 +50,7 @@ LAYERS = (
         "mela_jax.distill",
         "mela_jax.errors",
         "mela_jax.evaluation",
+        "mela_jax.lazy_tensorflow",
         "mela_jax.log",
         "mela_jax.losses",
         "mela_jax.memory",
@@ -258,13 +261,24 @@ def heavy_start_of_predict(sources: Sources) -> list[str]:
 
 
 def heavy_start_of_the_main_job(sources: Sources) -> list[str]:
-    """It trains without TensorFlow, whose import takes seconds."""
+    """It starts without TensorFlow, whose import takes seconds."""
     return reaching(
         sources,
         modules=sources.inside("mela_jax.main", "mela_jax.pipeline"),
-        targets=("tensorflow", *KERAS),
+        targets=("tensorflow", *WRITERS, *KERAS),
         lazy_in=(),
     )
+
+
+def tensorflow_past_its_module(sources: Sources) -> list[str]:
+    """Only mela_jax.lazy_tensorflow imports it, in silence and without GPUs."""
+    return [
+        f"{module} -> {found.target}"
+        for module in sources.inside("mela_jax")
+        if module != "mela_jax.lazy_tensorflow"
+        for found in sources.imports[module]
+        if is_under(found.target, ("tensorflow", *WRITERS))
+    ]
 
 
 def heavy_start_of_the_gpu_benchmark(sources: Sources) -> list[str]:
@@ -272,7 +286,10 @@ def heavy_start_of_the_gpu_benchmark(sources: Sources) -> list[str]:
     return reaching(
         sources,
         modules=sources.inside("benchmarks.gpu"),
-        targets=TENSORFLOW + KERAS + ("ml_collections", "torch", "torchvision"),
+        targets=TENSORFLOW
+        + WRITERS
+        + KERAS
+        + ("ml_collections", "torch", "torchvision"),
         lazy_in=(),
     )
 
@@ -362,6 +379,7 @@ RULES = (
     models_in_data,
     heavy_start_of_predict,
     heavy_start_of_the_main_job,
+    tensorflow_past_its_module,
     heavy_start_of_the_gpu_benchmark,
     outer_folders_in_mela_jax,
     heavy_imports_in_tflite_bench,
@@ -409,8 +427,8 @@ OFFENCES = [
     (
         tensorflow_where_it_must_not_be,
         {
-            "mela_jax.distill.logits": "from mela_jax.data import augment",
-            "mela_jax.data.augment": "import tensorflow_datasets.public_api",
+            "mela_jax.distill.logits": "from mela_jax.data import views",
+            "mela_jax.data.views": "import tensorflow_datasets.public_api",
         },
     ),
     (
@@ -452,12 +470,20 @@ OFFENCES = [
             "mela_jax.data.input_pipeline": "import tensorflow as tf",
         },
     ),
+    (
+        tensorflow_past_its_module,
+        {"mela_jax.data.cache": "def f():\n    import tensorflow as tf"},
+    ),
+    (
+        tensorflow_past_its_module,
+        {"mela_jax.progress": "def f():\n    from clu import metric_writers"},
+    ),
     (heavy_start_of_the_gpu_benchmark, {"benchmarks.gpu": "import torch"}),
     (
         heavy_start_of_the_gpu_benchmark,
         {
-            "benchmarks.gpu": "from mela_jax.data import augment",
-            "mela_jax.data.augment": "import tensorflow as tf",
+            "benchmarks.gpu": "from mela_jax.data import views",
+            "mela_jax.data.views": "import tensorflow as tf",
         },
     ),
     (heavy_start_of_predict, {"mela_jax.tflite": "import tensorflow as tf"}),
@@ -552,7 +578,7 @@ def test_what_is_allowed_stays_allowed(rule):
             "from mela_jax.data.records import Record",
             "mela_jax.data.__init__": "",
             "mela_jax.data.records": "from mela_jax.errors import UserError",
-            "mela_jax.data.augment": "import tensorflow as tf",
+            "mela_jax.lazy_tensorflow": "def f():\n    import tensorflow as tf",
             "benchmarks.gpu": "def f():\n    import torch",
             "mela_jax.predict": "def f():\n    import mela_jax.inference",
             "mela_jax.inference": "import jax",

@@ -15,7 +15,6 @@ import pytest
 from scipy.special import logit
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mela_jax import config as mela_config
 from mela_jax import parallel, pipeline
@@ -23,6 +22,7 @@ from mela_jax.checkpoint import fingerprint
 from mela_jax.data.load import load_records
 from mela_jax.errors import UserError
 from mela_jax.evaluation.calibration import read_calibration
+from tests.events import read_events
 from tests.job import Finished, Job
 
 MODELS = ("teacher", "student", "baseline")
@@ -112,12 +112,13 @@ def test_workdir_holds_what_the_readme_promises(finished: Path):
 
 def test_tensorboard_reads_the_scalars(finished: Path):
     for name in MODELS:
-        events = EventAccumulator(str(finished / name / "scalars")).Reload()
+        events = read_events(finished / name / "scalars")
         history = read_json(finished / name / "model.json")["history"]
         for key in ("val/loss", "val/roc_auc"):
-            found = [(e.step, e.value) for e in events.Scalars(key)]
-            assert found == [(row["step"], pytest.approx(row[key])) for row in history]
-        assert events.Scalars("train/loss")
+            assert events[key] == {
+                row["step"]: pytest.approx(row[key]) for row in history
+            }
+        assert events["train/loss"]
 
 
 def test_config_json_tells_what_made_the_run(finished: Path, job: Job):

@@ -26,6 +26,7 @@ from mela_jax.state import Variables
 from mela_jax.teacher_cache import read_view, write_view
 from mela_jax.train import FitResult, Images, fit
 from tests import tiny
+from tests.events import read_events
 from tests.job import Job
 from tests.views import OFF
 
@@ -536,7 +537,8 @@ def test_the_whole_job_killed_in_an_epoch_ends_as_with_the_teacher_in_the_step(
     )
     run = job.start(tmp_path / "run", *flags)
     run.wait_for(lambda: any((tmp_path / "run/student/checkpoints").glob("2/*")))
-    run.wait_for_line(r"student: step 3: train/")
+    scalars = tmp_path / "run" / "student" / "scalars"
+    run.wait_for(lambda: 3 in read_events(scalars).get("train/loss", {}))
     run.kill()
     assert run.stderr.count("teacher: logits of view") == 2
     assert run.stderr.count(", kept in ") == 2

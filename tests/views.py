@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from mela_jax.data.views import AugmentSettings
+from mela_jax.data.views import AugmentSettings, Views
 
 # Leaves a picture as it is.
 OFF = AugmentSettings(
@@ -31,4 +31,4 @@ MILD = dataclasses.replace(ON, brightness=0.2, contrast=0.2, saturation=0.2, hue
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 12, 12, 3), dtype=np.uint8)
 LABELS = np.arange(23) % 3 == 0
 ROWS = np.arange(2, 21)  # 19 rows: 4 batches of 4, and 3 images that wait
-OPTIONS = {"image_size": 8, "batch_size": 4, "seed": 5, "settings": MILD}
+OPTIONS = {"views": Views(MILD), "image_size": 8, "batch_size": 4, "seed": 5}

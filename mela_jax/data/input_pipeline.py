@@ -272,8 +272,8 @@ def make_eval_batches(
             "mask": mask,
         }
 
-    dtypes = {"image": np.float32, "label": np.int32, "index": np.int32}
-    dtypes["mask"] = np.float32
+    dtypes: dict[str, DTypeLike] = {"image": np.float32, "mask": np.float32}
+    dtypes |= {"label": np.int32, "index": np.int32}
     return stream(fetch, dtypes=dtypes, start=0, stop=num_batches)
 
 
@@ -299,21 +299,21 @@ def _show(
     )
     batch = {"index": index.astype(np.int32), "view": view.astype(np.int32)}
     if views.on_device:
-        pictures = aligned_empty((len(rows), *images.shape[1:]), images.dtype)
-        np.take(images, rows, axis=0, out=pictures, mode="clip")
+        pictures = aligned_empty((len(rows), *images.shape[1:]), np.uint8)
+        for row, picture in zip(rows, pictures, strict=True):
+            picture[:] = images[row]
         return batch | {"image": pictures, "transform": transforms, "colour": colours}
-    pictures = (images[row] for row in rows)
-    return batch | {
-        "image": augment_batch(pictures, transforms, colours, size=image_size)
-    }
+    rendered = augment_batch(
+        (images[row] for row in rows), transforms, colours, size=image_size
+    )
+    return batch | {"image": rendered}
 
 
 def _dtypes(views: Views, **more: DTypeLike) -> dict[str, DTypeLike]:
     """Return the dtypes of a batch of `_show`, and more."""
-    dtypes = {"index": np.int32, "view": np.int32, "image": np.float32}
-    if views.on_device:
-        dtypes |= {"image": np.uint8, "transform": np.float32, "colour": np.float32}
-    return dtypes | more
+    drawn = {"transform": np.float32, "colour": np.float32} if views.on_device else {}
+    image = np.uint8 if views.on_device else np.float32
+    return {"index": np.int32, "view": np.int32, "image": image, **drawn, **more}
 
 
 def stream(
@@ -321,8 +321,8 @@ def stream(
 ) -> Iterator[Batch]:
     """Yield the batches of `start` to `stop - 1` in order, fetched ahead by tf.data.
 
-    Two threads fetch and one batch waits: no more than five are in memory. Ending or
-    closing the iterator ends the threads.
+    Two threads fetch and one batch waits. Ending or closing the iterator ends the
+    threads. While TensorFlow is being imported in a thread, batches are fetched here.
 
     Args:
       fetch: a pure function; two threads call it at a time.
@@ -336,6 +336,10 @@ def stream(
     Raises:
       Exception: what `fetch` raised, when its batch is next.
     """
+    # The first step compiles meanwhile, if it is given a batch.
+    while start < stop and lazy_tensorflow.is_importing():
+        yield fetch(start)
+        start += 1
     tf = lazy_tensorflow.import_tensorflow()
     # TensorFlow never lets go of a function that it may call. All that it keeps of this
     # one is emptied in the end.

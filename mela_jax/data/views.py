@@ -222,9 +222,9 @@ def colour_map(
     gain = np.asarray(contrast) * brightness
     cos, sin = _cos_sin(turns)
     change = np.zeros((*np.broadcast(saturation, cos).shape, 3, 3))
-    change[..., 1, 1] = change[..., 2, 2] = saturation * cos - 1
-    change[..., 1, 2] = -saturation * sin
-    change[..., 2, 1] = saturation * sin
+    change[..., 1, 1] = change[..., 2, 2] = cos * saturation - 1
+    change[..., 2, 1] = sin * saturation
+    change[..., 1, 2] = -change[..., 2, 1]
     # As identity plus change: with no change, the identity to the last bit.
     linear = gain[..., None, None] * (np.eye(3) + _FROM_YIQ @ change @ _TO_YIQ)
     offset = (1 - np.asarray(contrast))[..., None, None] * _MID_GREY

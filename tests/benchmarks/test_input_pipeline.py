@@ -12,7 +12,7 @@ def test_table_has_a_row_for_each_file_and_square(
     rows = [r for r in capsys.readouterr().out.splitlines() if r.startswith("| 40x30")]
     assert [row.split(" | ")[2] for row in rows] == ["16", "32"]
     assert all(
-        float(cell.strip(" |")) > 0 for row in rows for cell in row.split("|")[4:6]
+        float(cell.strip(" |")) > 0 for row in rows for cell in row.split("|")[4:11]
     )
 
 

@@ -16,7 +16,7 @@ from mela_jax.data.cache import fingerprint, open_cache
 from mela_jax.data.image_io import load_square
 from mela_jax.data.input_pipeline import make_eval_batches, make_train_batches
 from mela_jax.data.records import Record
-from mela_jax.data.views import AugmentSettings
+from mela_jax.data.views import AugmentSettings, Views
 from mela_jax.errors import UserError
 
 OPTIONS = {"size": 16, "crop": "center"}
@@ -80,7 +80,7 @@ def test_epochs_and_further_runs_decode_nothing(tmp_path, records, monkeypatch):
             seed=0,
             start_step=0,
             num_steps=12,  # three epochs
-            settings=settings,
+            views=Views(settings),
         ):
             num_batches += 1
         for _batch in make_eval_batches(
@@ -167,6 +167,7 @@ from pathlib import Path
 from mela_jax.data import cache as cache_module
 from mela_jax.data.cache import open_cache
 from mela_jax.data.records import Record
+from mela_jax.data.views import AugmentSettings, Views
 from mela_jax.errors import UserError
 
 limit, hang, size, folder, *paths = sys.argv[1:]
@@ -231,9 +232,10 @@ def test_killed_while_building_the_one_that_waits_takes_over(tmp_path, records):
     waiting = start(folder, records)
     with pytest.raises(subprocess.TimeoutExpired):
         waiting.wait(timeout=2)
+    # Now, for the other takes it away as soon as it can.
+    assert [p.name[0] for p in folder.iterdir() if p.is_dir()] == ["."]
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    assert [p.name[0] for p in folder.iterdir() if p.is_dir()] == ["."]
     out, error = waiting.communicate(timeout=300)
     assert waiting.returncode == 0, error
     assert [p.name[0] != "." for p in folder.iterdir() if p.is_dir()] == [True]

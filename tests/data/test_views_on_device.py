@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from mela_jax.data.augment import AugmentSettings, draw_views
-from mela_jax.data.augment_on_device import augment_batch
 
-from mela_jax.data import augment
+from mela_jax.data import views
+from mela_jax.data.views import AugmentSettings, draw_views
+from mela_jax.data.views_on_device import augment_batch
 from tests.views import OFF, ON
 
 # Crops small enough that 40 pixels, too, are now and then enlarged to 24.
@@ -27,13 +27,13 @@ def both(settings: AugmentSettings, *, size_in: int, size_out: int):
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     transforms, colours = draw_views(
         seed=3,
-        epoch=1,
+        view=1,
         indices=np.arange(16),
         settings=settings,
         size_in=size_in,
         size_out=size_out,
     )
-    host = augment.augment_batch(images, transforms, colours, size=size_out)
+    host = views.augment_batch(images, transforms, colours, size=size_out)
     ours = render(images, transforms, colours, size=size_out)
     return images, host, ours
 
@@ -69,3 +69,23 @@ def test_a_corner_in_a_turned_view_is_mirrored_with_the_border_twice():
     colour = np.eye(3, 4, dtype=np.float32)
     view = render(image[None], transform[None], colour[None], size=6)
     np.testing.assert_allclose(view[0, 2, :, 1], [30, 20, 10, 0, 0, 10])
+
+
+def test_each_picture_has_several_views_one_after_the_other():
+    images = np.random.default_rng(1).integers(0, 256, (2, 24, 24, 3), np.uint8)
+    index, view = np.repeat(np.arange(2), 3), np.tile(np.arange(3), 2)
+    transforms, colours = draw_views(
+        seed=3,
+        view=view,
+        indices=index,
+        settings=CLOSE,
+        size_in=24,
+        size_out=24,
+        per_image=3,
+    )
+    several = render(images, transforms, colours, size=24)
+    np.testing.assert_array_equal(
+        several, render(images[index], transforms, colours, size=24)
+    )
+    host = views.augment_batch(images, transforms, colours, size=24)
+    np.testing.assert_allclose(several, host, atol=TOLERANCE)
