@@ -72,6 +72,9 @@ def default() -> ConfigDict:
     c.cpu_devices = 1
     # Steps between two logged training losses, which are also the checks for NaN.
     c.log_every_steps = 50
+    # Steps of which a profile is taken for TensorBoard, a few steps into each training.
+    # 0: none.
+    c.profile_steps = 0
     # Images per evaluation batch, over all devices.
     c.eval_batch_size = 64
     # Also train the student without distillation, to say what distillation earns.
@@ -237,6 +240,7 @@ def validate(config: ConfigDict) -> None:
         )
     for name in ("image_size", "eval_batch_size", "log_every_steps", "cpu_devices"):
         _require(config, name, lambda v: v >= 1, "1 or more")
+    _require(config, "profile_steps", lambda v: v >= 0, "0 or more")
     _require(config, "image_size", lambda v: v >= 32, "32 or more pixels")
     _require(config, "num_bootstrap", lambda v: v >= 100, "100 or more")
     _require(config, "target_sensitivity", _between(0, 1), "above 0 and below 1")

@@ -8,7 +8,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from mela_jax import checkpoint, parallel, steps
+from mela_jax import checkpoint, lazy_tensorflow, parallel, steps
 from mela_jax.config import expand_user
 from mela_jax.data.records import Record
 from mela_jax.data.views import AugmentSettings, Views
@@ -129,6 +129,13 @@ def obtain_all(
         if stage.given
     }
     _check(planned, config, workdir, images, found)
+    finished = [
+        checkpoint.read_description(workdir / stage.name) is not None
+        for stage in planned
+        if not stage.given
+    ]
+    if not all(finished):
+        lazy_tensorflow.start_import()
     for stage in planned:
         if stage.name not in found:
             found[stage.name] = _obtain(
@@ -296,11 +303,12 @@ def _train(
         **{
             field.name: of_stage[field.name]
             for field in dataclasses.fields(Schedule)
-            if field.name not in ("qat_epochs", "seed", "log_every_steps")
+            if field.name in of_stage and field.name != "qat_epochs"
         },
         qat_epochs=stage.qat_epochs,
         seed=stage.seed,
         log_every_steps=config.log_every_steps,
+        profile_steps=config.profile_steps,
     )
     result = fit(task, images, schedule, directory=folder, mesh=mesh, on_epoch=on_epoch)
     checkpoint.save_model(

@@ -96,7 +96,7 @@ def make_task(
         ),
         views=views,
         row_weights=_row_weights(stage.sampler, images),
-        validate=_make_validate(eval_step, config, images, mesh),
+        validate=make_validate(eval_step, config, images, mesh),
     )
 
 
@@ -220,10 +220,17 @@ def _row_weights(sampler: str, images: Images) -> np.ndarray | None:
     return 1.0 / np.bincount(labels)[labels]
 
 
-def _make_validate(
+def make_validate(
     eval_step: EvalStep, config: ConfigDict, images: Images, mesh: parallel.Mesh
 ) -> Callable[[Variables], dict[str, float]]:
-    """Return validate(variables) -> metrics on validation."""
+    """Return validate(variables) -> metrics on validation, for `train.Task`.
+
+    Args:
+      eval_step: (variables, images on the devices) -> logits.
+      config: of the run.
+      images: the data.
+      mesh: devices.
+    """
     classes, rows = images.classes, images.rows["val"]
     labels, melanoma = images.labels[rows], images.melanoma[rows].astype(np.int64)
     selected_by = {config.teacher.select_by, config.student.select_by}

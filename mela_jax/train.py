@@ -20,7 +20,6 @@ from mela_jax.distill.teachers import Teachers
 from mela_jax.distill.terms import Term
 from mela_jax.errors import Stopped, UserError
 from mela_jax.images import Images
-from mela_jax.models.cost import count_params
 from mela_jax.models.head import Classifier
 from mela_jax.progress import Progress
 from mela_jax.state import Variables, create_state
@@ -74,6 +73,7 @@ class Schedule:
         checkpoint is chosen among them where there are any.
       seed: source of order, views and dropout.
       log_every_steps: steps between two looks at the loss.
+      profile_steps: steps of which a profile is taken; 0 for none.
     """
 
     epochs: int
@@ -87,6 +87,7 @@ class Schedule:
     qat_epochs: int
     seed: int
     log_every_steps: int
+    profile_steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +220,6 @@ def fit(
         state, before = checkpoints.restore_latest(template)
         history, done = before["history"], before["epoch_so_far"]
         logging.info("%s: goes on from step %d", name, first_step)
-    else:
-        logging.info("%s: %s parameters", name, f"{count_params(task.variables):,}")
     batches = make_train_batches(
         images.train,
         images.labels,
@@ -236,8 +235,14 @@ def fit(
         process_count=jax.process_count(),
     )
     progress = Progress(
-        name, directory / "scalars", first_step=first_step, total_steps=total_steps
+        name,
+        directory / "scalars",
+        first_step=first_step,
+        total_steps=total_steps,
+        profile_steps=schedule.profile_steps,
     )
+    if not first_step:
+        progress.parameters(task.variables["params"])
     with (
         stop_requests() as stop_requested,
         contextlib.closing(batches),
@@ -253,6 +258,7 @@ def fit(
             # runs ahead of the devices until it looks at the loss.
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, frozen, batch)
+            progress.step(step)
             pending.append(metrics)
             ends_epoch = step % steps_per_epoch == 0
             looks = ends_epoch or step % schedule.log_every_steps == 0

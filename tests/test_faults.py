@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mela_jax import checkpoint, parallel, pipeline, run_record
+from mela_jax import checkpoint, parallel, run_record, stages
 from mela_jax import config as mela_config
-from mela_jax.data.views import AugmentSettings
+from mela_jax.data.views import Views
 from mela_jax.errors import UserError
-from mela_jax.steps import make_eval_step
-from mela_jax.train import FitResult, Images, fit
+from mela_jax.images import Images, load_images
+from mela_jax.saved_models import load_model
+from mela_jax.train import FitResult
 from tests import tiny
 from tests.events import read_events
 from tests.job import Finished, Job
@@ -194,7 +195,7 @@ def load(job: Job, workdir: Path, **data: object) -> tuple[list, Images]:
     with config.data.unlocked():
         config.data.update({key: str(value) for key, value in data.items()})
     mela_config.validate(config)
-    return pipeline.load_images(config, workdir)
+    return load_images(config, workdir)
 
 
 def refusal(job: Job, tmp_path: Path, **data: object) -> str:
@@ -290,53 +291,35 @@ def test_too_few_lesions_of_a_class_for_three_splits(
 
 
 def fit_tiny(
-    directory: Path,
-    *,
-    augment_on_device: bool = False,
-    log_every_steps: int = 1,
-    **changes: float,
+    directory: Path, *, augment_on_device: bool = False, **changes: float
 ) -> FitResult:
-    """Train 32 images of noise; `changes` are fields of the stage."""
-    stage = mela_config.default().student
-    stage.update({"epochs": 1, "batch_size": 16, "warmup_epochs": 0.0, **changes})
-    mesh = parallel.make_mesh()
-    network = tiny.network(axis_name=parallel.BATCH_AXIS)
+    """Train 32 images of noise; `changes` are fields of the schedule."""
     side = tiny.IMAGE_SIZE
     pictures = np.random.default_rng(5).integers(0, 256, (40, side, side, 3), np.uint8)
-    labels = np.arange(40, dtype=np.int32) % 2
-    return fit(
-        name="student",
-        model=network,
-        eval_step=parallel.map_eval_step(make_eval_step(network), mesh),
-        variables=tiny.initial(network, seed=0),
-        stage=stage,
-        objective=tiny.hard_objective(),
-        frozen={},
-        images=Images(
+    return tiny.fit(
+        parallel.make_mesh(),
+        directory,
+        pictures=Images(
             train=pictures,
             evaluation=pictures,
-            labels=labels,
+            labels=np.arange(40, dtype=np.int32) % 2,
             rows={"train": np.arange(32), "val": np.arange(32, 40)},
         ),
-        settings=AugmentSettings(**mela_config.default().augment.to_dict()),
-        augment_on_device=augment_on_device,
-        directory=directory,
-        mesh=mesh,
-        seed=0,
-        target_sensitivity=0.95,
-        eval_batch_size=8,
-        log_every_steps=log_every_steps,
+        views=Views(tiny.SETTINGS, on_device=augment_on_device),
+        **changes,
     )
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("student.batch_size", 64, r"student.batch_size=64 .*\(32 images\)"),
+        ("student.batch_size", 64, r"student.batch_size=64 .*\(32 images"),
         ("student.batch_size", 12, "student.batch_size=12 .* 8 devices"),
         ("eval_batch_size", 12, "eval_batch_size=12 .* 8 devices"),
         ("student.init", "/nowhere.h5", "student.init=/nowhere.h5: there is no such"),
-        ("teacher.batch_size", 64, r"teacher.batch_size=64 .*\(32 images\)"),
+        ("teacher.batch_size", 64, r"teacher.batch_size=64 .*\(32 images"),
+        ("student.views_per_image", 4, "batch_size=16 .* 8 devices .* multiple of 32"),
+        ("student.class_weights", "balanced", "1 of the 2 classes"),
     ],
 )
 def test_a_stage_that_cannot_run_is_found_before_the_teacher_trains(
@@ -348,9 +331,15 @@ def test_a_stage_that_cannot_run_is_found_before_the_teacher_trains(
     config.update_from_flattened_dict({"eval_batch_size": 8, field: value})
     nothing = np.zeros((40, 32, 32, 3), np.uint8)
     rows = {"train": np.arange(32), "val": np.arange(32, 40)}
-    images = Images(nothing, nothing, np.arange(40) % 2, rows)
+    labels = (
+        np.zeros(40, int) if field == "student.class_weights" else np.arange(40) % 2
+    )
+    images = Images(nothing, nothing, labels, rows)
     with pytest.raises(UserError, match=message):
-        pipeline.check_stages(config, tmp_path, images)
+        stages.obtain_all(
+            stages.plan(config), config, tmp_path, [], images, parallel.make_mesh()
+        )
+    assert not any(tmp_path.iterdir())
 
 
 def test_loss_that_is_not_finite_stops_before_the_first_checkpoint(tmp_path: Path):
@@ -561,7 +550,7 @@ def remove_all(folder: Path) -> None:
 def test_damaged_variables_are_refused(student: Path, damage):
     damage(student / "variables")
     with pytest.raises(UserError) as caught:
-        pipeline.load_model(student, parallel.make_mesh())
+        load_model(student, parallel.make_mesh())
     assert str(student / "variables") in str(caught.value)
     assert "\n" not in str(caught.value)
 

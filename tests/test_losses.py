@@ -320,7 +320,7 @@ def test_make_hard_loss_fills_in_the_numbers():
 
 
 def test_both_normalisations_of_a_weighted_batch():
-    """Of z = 0, y = (0, 1), weights 1 : 3. PyTorch's mean is ln 2, a plain one 2 ln 2."""
+    """Of z = 0, y = (0, 1), weights 1 : 3: ln 2 by PyTorch, 2 ln 2 as a plain mean."""
     z, y = jnp.zeros((2, 2)), jnp.array([0, 1])
     plain = hard_loss(weighting="balanced")
     by_weight = hard_loss(weighting="balanced_batch")

@@ -17,11 +17,12 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mela_jax import config as mela_config
-from mela_jax import parallel, pipeline
+from mela_jax import parallel, stages
 from mela_jax.checkpoint import fingerprint
 from mela_jax.data.load import load_records
 from mela_jax.errors import UserError
 from mela_jax.evaluation.calibration import read_calibration
+from mela_jax.images import load_images, split_records
 from tests.events import read_events
 from tests.job import Finished, Job
 
@@ -359,10 +360,10 @@ def obtain_teacher(job: Job, workdir: Path, *, split_seed: int, checkpoint: Path
     config.data.name = "csv"
     config.data.split_seed = split_seed
     config.teacher.checkpoint = str(checkpoint)
-    records, images = pipeline.load_images(config, workdir)
-    return pipeline.obtain_teacher(
-        config, workdir, records, images, parallel.make_mesh()
-    )
+    records, images = load_images(config, workdir)
+    planned = stages.plan(config)[:1]
+    mesh = parallel.make_mesh()
+    return stages.obtain_all(planned, config, workdir, records, images, mesh)["teacher"]
 
 
 @pytest.mark.parametrize("folder", [".", "teacher"])
@@ -425,7 +426,7 @@ def test_folds_test_every_image_once(job: Job, finished: Path):
     for fold in range(config.data.num_folds):
         config.data.fold = fold
         mela_config.validate(config)
-        splits = pipeline.split_records(config, records)
+        splits = split_records(config, records)
         assert set(splits.values()) == {"train", "val", "test"}
         tested += [image for image, split in splits.items() if split == "test"]
     assert sorted(tested) == sorted(r.image_id for r in records)

@@ -3,6 +3,7 @@
 Shared by the tests of the training step and by the processes that they start.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mela_jax import config as mela_config
-from mela_jax import losses, optim, parallel, steps
+from mela_jax import losses, optim, parallel, steps, train
 from mela_jax.data.views import AugmentSettings, Views
 from mela_jax.distill.teachers import Teacher, Teachers
 from mela_jax.distill.terms import (
@@ -29,8 +30,9 @@ from mela_jax.models.head import Classifier, Head
 from mela_jax.models.normalization import BatchNorm
 from mela_jax.models.outputs import LAST_MAP
 from mela_jax.state import TrainState, Variables, create_state
-from mela_jax.tasks import answer_shapes
+from mela_jax.tasks import answer_shapes, make_validate
 from mela_jax.teacher_cache import cached_logits
+from mela_jax.train import FitResult, Schedule, Task
 
 IMAGE_SIZE = 8
 BATCH_SIZE = 16
@@ -270,3 +272,43 @@ def distil(
         )
         history.append({k: float(v) for k, v in jax.device_get(metrics).items()})
     return history, jax.device_get(state.variables)
+
+
+def fit(
+    mesh: parallel.Mesh,
+    directory: Path,
+    *,
+    pictures: Images | None = None,
+    model: Classifier | None = None,
+    terms: tuple[Term, ...] | None = None,
+    taught_by: Teachers | None = None,
+    views: Views = VIEWS,
+    seed: int = 0,
+    log_every_steps: int = 1,
+    **changes: float,
+) -> FitResult:
+    """Train the network on noise; `changes` are fields of the schedule."""
+    config = mela_config.default()
+    config.eval_batch_size = 8
+    stage = config.student
+    stage.update({"epochs": 1, "batch_size": 16, "warmup_epochs": 0.0, **changes})
+    pictures = pictures or images()
+    model = model or network(axis_name=parallel.BATCH_AXIS)
+    eval_step = parallel.map_eval_step(steps.make_eval_step(model), mesh)
+    task = Task(
+        name="student",
+        network=model,
+        variables=initial(model, seed=0),
+        terms=terms or hard_terms(),
+        teachers=taught_by or Teachers(),
+        views=views,
+        validate=make_validate(eval_step, config, pictures, mesh),
+    )
+    fields = {field.name for field in dataclasses.fields(Schedule)}
+    schedule = Schedule(
+        **{name: value for name, value in stage.items() if name in fields},
+        seed=seed,
+        log_every_steps=log_every_steps,
+    )
+    schedule = dataclasses.replace(schedule, qat_epochs=0)
+    return train.fit(task, pictures, schedule, directory=directory, mesh=mesh)
