@@ -106,7 +106,11 @@ class Classifier(nn.Module):
           train: use the batch's own statistics in batch norm (the collection
             "batch_stats" must be mutable) and apply dropout (rng "dropout").
         """
-        return self.classify(self.extract(image, train=train), train=train)
+        # Not by the methods below: Flax writes a method's name into its layers' names,
+        # by which the export knows what an int8 file keeps in float.
+        maps = self.body(image, train=train)
+        logits, features = self.head(maps[LAST_MAP], train=train)
+        return Outputs(logits=logits, features=features, maps=maps)
 
     def extract(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """Return the maps of a batch: what the body makes of it."""
