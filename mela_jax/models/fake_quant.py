@@ -13,7 +13,8 @@ passes as if it were not (the straight-through estimator).
   export calibrates by the smallest and largest value. A ReLU is part of the convolution
   before it, so that only what it lets through is rounded, and so are the two ends of a
   squeeze-and-excite gate. Hard-swish is one float operation between two rounded
-  tensors. What `eight_bits.float_parts` names is left alone.
+  tensors. Where these are, the network's `eight_bits.Rounding` tells. What
+  `eight_bits.float_parts` names is left alone.
 
 No state is added: the variables of the network are those without fake quantization.
 """
@@ -25,10 +26,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mela_jax.models import efficientnet_lite, mobilenet_v3
 from mela_jax.models.convolution import DepthwiseConv, PointwiseConv
-from mela_jax.models.eight_bits import float_parts
-from mela_jax.models.head import Classifier, Head
+from mela_jax.models.eight_bits import Rounding, float_parts
+from mela_jax.models.head import Head
 from mela_jax.models.normalization import BatchNorm
 
 _CONVOLUTIONS = (nn.Conv, PointwiseConv, DepthwiseConv)
@@ -68,11 +68,17 @@ def make_fake_quantized(network: nn.Module) -> Callable[..., Any]:
     """Return `network.apply` with the rounding of an int8 file.
 
     Args:
-      network: a `Classifier` whose body is a MobileNetV3 or an EfficientNet-Lite.
+      network: a `Classifier` that can be trained so (`Network.trains_rounded`).
 
     Returns:
       A function with the arguments and results of `network.apply`.
+
+    Raises:
+      ValueError: if the network does not say where it is rounded.
     """
+    rounding = network.int8.rounding
+    if rounding is None:
+        raise ValueError(f"{type(network.body).__name__} says nowhere what is rounded")
     kept = float_parts(network)
 
     def intercept(
@@ -85,12 +91,14 @@ def make_fake_quantized(network: nn.Module) -> Callable[..., Any]:
         if context.method_name != "__call__":
             return method(*args, **kwargs)
         is_float = "/".join(module.path).startswith(kept)
-        if _comes_rounded(module) or (
-            isinstance(module, _CONVOLUTIONS) and not is_float
-        ):
+        # The head computes in float; what enters it is the body's.
+        enters = isinstance(module, Head) or not is_float
+        if enters and (isinstance(module, _CONVOLUTIONS) or rounding.enters(module)):
             args = (fake_quantize_activations(args[0]), *args[1:])
         result = method(*args, **kwargs)
-        return result if is_float else _round_result(module, result)
+        if is_float or not _ends_convolution(module):
+            return result
+        return _round_result(rounding, module, result)
 
     def apply(variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         rounded = {**variables, "params": _round_kernels(variables["params"], kept)}
@@ -117,47 +125,23 @@ def _round_kernels(params: Mapping[str, Any], kept: tuple[str, ...]) -> Any:
     return jax.tree_util.tree_map_with_path(rounded, params)
 
 
-def _comes_rounded(module: nn.Module) -> bool:
-    """Say whether what a module takes lies in eight bits, convolutions apart.
+def _ends_convolution(module: nn.Module) -> bool:
+    """Say whether no batch norm or bias of a convolution follows on a module."""
+    if isinstance(module, _CONVOLUTIONS):
+        return getattr(module, "use_bias", False)
+    return isinstance(module, BatchNorm)
 
-    It does where another operation than a convolution takes it too: the addition at the
-    end of a block, the gating and the pooling after a ReLU.
+
+def _round_result(rounding: Rounding, module: nn.Module, result: jax.Array) -> Any:
+    """Round what leaves a convolution, unless it is rounded where it enters the next.
+
+    That is so after a ReLU: what the ReLU lets through enters another convolution, or a
+    module of which `Rounding.enters` tells.
     """
-    if isinstance(
-        module, mobilenet_v3.InvertedResidual | efficientnet_lite.InvertedResidual
-    ):
-        return module.name != "block_00"
-    parent = module.parent
-    if isinstance(parent, mobilenet_v3.InvertedResidual):
-        is_gate = isinstance(module, mobilenet_v3.SqueezeExcite)
-        return is_gate and parent.name != "block_00" and not parent.block.hard_swish
-    if isinstance(module, Head) and isinstance(parent, Classifier):
-        return isinstance(parent.body, efficientnet_lite.EfficientNetLite)
-    return False
-
-
-def _round_result(module: nn.Module, result: Any) -> Any:
-    """Round what leaves a convolution in eight bits and enters no other one."""
-    if isinstance(module, BatchNorm) and not _relu_follows(module):
-        return fake_quantize_activations(result)
-    if module.name == "expand" and isinstance(
-        module.parent, mobilenet_v3.SqueezeExcite
-    ):
-        # relu6(x + 3) of the gate is part of this convolution.
+    after = rounding.activation_after(module)
+    if after == "relu":
+        return result
+    if after == "hard_sigmoid":
+        # relu6(x + 3) is part of the convolution.
         return fake_quantize_activations(jax.nn.relu6(result + 3.0)) - 3.0
-    return result
-
-
-def _relu_follows(norm: BatchNorm) -> bool:
-    """Say whether a batch norm's output goes into a ReLU.
-
-    Such an output is rounded after the ReLU, where it is taken.
-    """
-    if norm.name == "project_bn":
-        return False
-    parent = norm.parent
-    if isinstance(parent, mobilenet_v3.InvertedResidual):
-        return not parent.block.hard_swish
-    return isinstance(
-        parent, efficientnet_lite.InvertedResidual | efficientnet_lite.EfficientNetLite
-    )
+    return fake_quantize_activations(result)

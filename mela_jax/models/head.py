@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mela_jax.models.eight_bits import Int8
 from mela_jax.models.outputs import LAST_MAP, Outputs
 
 Pool = Literal["avg", "max"]
@@ -93,10 +94,12 @@ class Classifier(nn.Module):
       body: maps (image, train) to the maps of `Outputs` and normalises the image
         itself.
       head: maps the last of them to logits.
+      int8: what an int8 file of the network keeps in float, and how training rounds.
     """
 
     body: nn.Module
     head: Head
+    int8: Int8 = Int8()
 
     def __call__(self, image: jax.Array, *, train: bool) -> Outputs:
         """Return the `Outputs` of a batch.
@@ -106,7 +109,11 @@ class Classifier(nn.Module):
           train: use the batch's own statistics in batch norm (the collection
             "batch_stats" must be mutable) and apply dropout (rng "dropout").
         """
-        return self.classify(self.extract(image, train=train), train=train)
+        # Not by the methods below: Flax writes a method's name into its layers' names,
+        # by which the export knows what an int8 file keeps in float.
+        maps = self.body(image, train=train)
+        logits, features = self.head(maps[LAST_MAP], train=train)
+        return Outputs(logits=logits, features=features, maps=maps)
 
     def extract(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """Return the maps of a batch: what the body makes of it."""

@@ -17,8 +17,18 @@ import jax
 import jax.numpy as jnp
 
 from mela_jax.models.convolution import DepthwiseConv, PointwiseConv
+from mela_jax.models.eight_bits import Activation, Int8, Rounding
 from mela_jax.models.normalization import BatchNorm
 from mela_jax.models.outputs import LAST_MAP
+from mela_jax.models.registry import Network
+from mela_jax.models.weights import (
+    KERAS_URL,
+    Download,
+    KerasLayer,
+    KerasWeights,
+    conv_and_norm,
+    depthwise_and_norm,
+)
 
 BN_EPSILON = 1e-3
 # Keras writes 0.999, made for millions of steps: after the few thousand of a
@@ -159,7 +169,10 @@ class MobileNetV3(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """Map float RGB [B, H, W, 3] in [0, 255] to [B, H/32, W/32, C]."""
+        """Map float RGB [B, H, W, 3] in [0, 255] to maps.
+
+        Each is what the last block at its stride returns, the last one excepted.
+        """
         norm = functools.partial(
             BatchNorm,
             use_running_average=not train,
@@ -180,6 +193,7 @@ class MobileNetV3(nn.Module):
             name="stem_conv",
         )(x)
         x = jax.nn.hard_swish(norm(name="stem_bn")(x))
+        maps, stride = {}, 2
         for index, block in enumerate(self.blocks):
             x = InvertedResidual(
                 block,
@@ -187,6 +201,96 @@ class MobileNetV3(nn.Module):
                 bn_axis_name=self.bn_axis_name,
                 name=f"block_{index:02d}",
             )(x, train=train)
+            stride *= block.strides
+            if stride > 2:
+                maps[f"stride_{stride}"] = x
         filters = round_filters(x.shape[-1] * 6)
         x = PointwiseConv(filters, use_bias=False, dtype=self.dtype, name="top_conv")(x)
-        return {LAST_MAP: jax.nn.hard_swish(norm(name="top_bn")(x))}
+        maps[LAST_MAP] = jax.nn.hard_swish(norm(name="top_bn")(x))
+        return maps
+
+
+def _keras_layers(blocks: tuple[Block, ...]) -> tuple[KerasLayer, ...]:
+    """List the layers with weights of a Keras MobileNetV3, in Keras's order."""
+    layers = conv_and_norm("conv", "conv_bn", ("stem",))
+    for index, block in enumerate(blocks):
+        prefix = f"expanded_conv_{index}_" if index else "expanded_conv_"
+        module = f"block_{index:02d}"
+        if block.expansion != 1:
+            layers += conv_and_norm(
+                f"{prefix}expand", f"{prefix}expand_bn", (module, "expand")
+            )
+        layers += depthwise_and_norm(
+            f"{prefix}depthwise", f"{prefix}depthwise_bn", (module, "depthwise")
+        )
+        if block.squeeze_excite:
+            squeeze = f"{prefix}squeeze_excite_conv"
+            layers += (
+                KerasLayer(squeeze, "conv2d", (module, "squeeze_excite", "reduce")),
+                KerasLayer(
+                    f"{squeeze}_1", "conv2d", (module, "squeeze_excite", "expand")
+                ),
+            )
+        layers += conv_and_norm(
+            f"{prefix}project", f"{prefix}project_bn", (module, "project")
+        )
+    return layers + conv_and_norm("conv_1", "conv_1_bn", ("top",))
+
+
+def _narrow_depthwise(blocks: tuple[Block, ...]) -> tuple[str, ...]:
+    """List the depthwise convolutions that an int8 file keeps in float.
+
+    Up to 120 channels one between two hard-swishes, which are float in any case, is no
+    slower in float, and saves two conversions.
+    """
+    inputs = (STEM_FILTERS, *(block.filters for block in blocks))
+    return tuple(
+        f"body/block_{index:02d}/depthwise"
+        for index, block in enumerate(blocks)
+        if block.hard_swish and round_filters(inputs[index] * block.expansion) <= 120
+    )
+
+
+def _enters_rounded(module: nn.Module) -> bool:
+    parent = module.parent
+    if isinstance(module, SqueezeExcite) and isinstance(parent, InvertedResidual):
+        return not parent.block.hard_swish
+    return isinstance(module, InvertedResidual)
+
+
+def _activation_after(module: nn.Module) -> Activation:
+    parent = module.parent
+    if isinstance(parent, SqueezeExcite):
+        return "relu" if module.name == "reduce" else "hard_sigmoid"
+    if isinstance(parent, InvertedResidual) and module.name != "project_bn":
+        return "other" if parent.block.hard_swish else "relu"
+    return "other"
+
+
+def _network(blocks: tuple[Block, ...], *, size: str, md5: str) -> Network:
+    return Network(
+        functools.partial(MobileNetV3, blocks),
+        weights=KerasWeights(
+            _keras_layers(blocks),
+            ignored=frozenset({"conv_2", "logits"}),
+            download=Download(
+                f"{KERAS_URL}/mobilenet_v3/"
+                f"weights_mobilenet_v3_{size}_224_1.0_float_no_top_v2.h5",
+                md5,
+            ),
+        ),
+        int8=Int8(
+            float_parts=_narrow_depthwise(blocks),
+            rounding=Rounding(_enters_rounded, _activation_after),
+        ),
+    )
+
+
+NETWORKS = {
+    "mobilenet_v3_small": _network(
+        SMALL, size="small", md5="d3e8ec802a04aa4fc771ee12a9a9b836"
+    ),
+    "mobilenet_v3_large": _network(
+        LARGE, size="large", md5="07fb09a5933dd0c8eaafa16978110389"
+    ),
+}

@@ -15,9 +15,10 @@ class Outputs(NamedTuple):
       logits: float32[B, K]; how melanoma is read out, `mela_jax.labels` says.
       features: float32[B, F], the vector that enters the logits layer's dropout.
       maps: name -> [B, h, w, C] in the compute dtype: "stride_4", "stride_8",
-        "stride_16" and "stride_32", each the last activation at that fraction of the
-        image's size, as far as the network has them. "stride_32" always is there: it is
-        what the head reads.
+        "stride_16" and "stride_32", each what the last block at that fraction of the
+        image's size returns (h = ceil(H / 4) and so on), as far as the network has
+        them. "stride_32" always is there: it is what the head reads, after the last
+        activation.
     """
 
     logits: jax.Array

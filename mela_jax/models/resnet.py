@@ -15,7 +15,14 @@ import jax.numpy as jnp
 
 from mela_jax.models.convolution import max_pool, pointwise_conv
 from mela_jax.models.normalization import BatchNorm
-from mela_jax.models.outputs import LAST_MAP
+from mela_jax.models.registry import Network
+from mela_jax.models.weights import (
+    KERAS_URL,
+    Download,
+    KerasLayer,
+    KerasWeights,
+    conv_and_norm,
+)
 
 BN_EPSILON = 1.001e-5
 BN_MOMENTUM = 0.99
@@ -123,7 +130,10 @@ class ResNet50(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """Map float RGB [B, H, W, 3] in [0, 255] to [B, H/32, W/32, 2048]."""
+        """Map float RGB [B, H, W, 3] in [0, 255] to maps; the last has C = 2048.
+
+        There is one map a stage: what its last block returns, after the ReLU.
+        """
         x = image.astype(jnp.float32)[..., ::-1] - jnp.asarray(BGR_MEANS, jnp.float32)
         x = Conv(
             64, kernel_size=7, strides=2, padding=3, dtype=self.dtype, name="stem_conv"
@@ -138,6 +148,7 @@ class ResNet50(nn.Module):
         )(x)
         # Keras pads with zeros, max_pool with -inf; after a ReLU that is the same.
         x = max_pool(jax.nn.relu(x), window=3, strides=2, padding=1)
+        maps = {}
         for stage, num_blocks in enumerate(STAGE_BLOCKS):
             for block in range(num_blocks):
                 x = Bottleneck(
@@ -148,4 +159,43 @@ class ResNet50(nn.Module):
                     bn_axis_name=self.bn_axis_name,
                     name=f"stage_{stage + 1}_block_{block + 1}",
                 )(x, train=train)
-        return {LAST_MAP: x}
+            maps[f"stride_{4 * 2**stage}"] = x
+        return maps
+
+
+def _keras_layers() -> tuple[KerasLayer, ...]:
+    """List the layers with weights of Keras's ResNet50, in Keras's order."""
+    layers = conv_and_norm("conv1_conv", "conv1_bn", ("stem",))
+    for stage, num_blocks in enumerate(STAGE_BLOCKS, start=1):
+        for block in range(1, num_blocks + 1):
+            prefix = f"conv{stage + 1}_block{block}"
+            module = f"stage_{stage}_block_{block}"
+            # Keras orders layers by depth, not by creation: the projection comes
+            # beside the last convolution, and both convolutions before both norms.
+            last = (0, 3) if block == 1 else (3,)
+            order = [("conv", 1), ("bn", 1), ("conv", 2), ("bn", 2)]
+            order += [("conv", i) for i in last] + [("bn", i) for i in last]
+            layers += tuple(
+                KerasLayer(
+                    f"{prefix}_{i}_{part}",
+                    "conv2d" if part == "conv" else "batch_normalization",
+                    (module, f"{part}_{i}"),
+                )
+                for part, i in order
+            )
+    return layers
+
+
+NETWORKS = {
+    "resnet50": Network(
+        ResNet50,
+        weights=KerasWeights(
+            _keras_layers(),
+            download=Download(
+                f"{KERAS_URL}/resnet/"
+                "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+                "4d473c1dd8becc155b73f8504c6f6626",
+            ),
+        ),
+    )
+}

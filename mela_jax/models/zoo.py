@@ -1,26 +1,20 @@
 """The networks by name."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from mela_jax.errors import UserError
-from mela_jax.models import mobilenet_v3
-from mela_jax.models.efficientnet_lite import EfficientNetLite
+from mela_jax.models import efficientnet_lite, mobilenet_v3, resnet
 from mela_jax.models.head import Classifier, Head, Pool
-from mela_jax.models.mobilenet_v3 import MobileNetV3
-from mela_jax.models.resnet import ResNet50
+from mela_jax.models.registry import Network
 
-# Name -> constructor of a body, to be called with dtype and bn_axis_name.
-MODELS: Mapping[str, Callable[..., nn.Module]] = {
-    "resnet50": ResNet50,
-    "mobilenet_v3_small": functools.partial(MobileNetV3, mobilenet_v3.SMALL),
-    "mobilenet_v3_large": functools.partial(MobileNetV3, mobilenet_v3.LARGE),
-    "efficientnet_lite0": functools.partial(EfficientNetLite, width=1.0, depth=1.0),
-    "efficientnet_lite2": functools.partial(EfficientNetLite, width=1.1, depth=1.2),
+# A new family's file is named here, and nowhere else.
+_FAMILIES = (resnet, mobilenet_v3, efficientnet_lite)
+
+MODELS: Mapping[str, Network] = {
+    name: network for family in _FAMILIES for name, network in family.NETWORKS.items()
 }
 
 
@@ -60,7 +54,7 @@ def create_model(
     if not 0.0 <= dropout < 1.0:
         raise UserError(f"dropout={dropout} of {name}: give a number in [0, 1)")
     return Classifier(
-        body=MODELS[name](dtype=dtype, bn_axis_name=bn_axis_name),
+        body=MODELS[name].make_body(dtype=dtype, bn_axis_name=bn_axis_name),
         head=Head(
             num_logits=num_logits,
             pool=pool,
@@ -68,4 +62,5 @@ def create_model(
             dropout=dropout,
             batch_axis_name=bn_axis_name,
         ),
+        int8=MODELS[name].int8,
     )

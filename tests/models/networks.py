@@ -25,7 +25,7 @@ def blank_variables(model: Classifier) -> dict[str, Any]:
 def with_head(
     variables: dict[str, Any], *, kernel: np.ndarray, bias: np.ndarray
 ) -> dict[str, Any]:
-    """Put a logits layer's weights [F, 1] and [1] in place."""
+    """Put a logits layer's weights [F, K] and [K] in place."""
     params = variables["params"]
     logits = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
     return variables | {"params": params | {"head": {"logits": logits}}}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mela_jax.models import fake_quant
-from mela_jax.models.zoo import create_model
+from mela_jax.models.zoo import MODELS, create_model
 
 SIZE = 32
 
@@ -123,3 +123,17 @@ def test_rounding_adds_no_variables_and_with_finer_levels_vanishes(
     assert coarse_difference > 0
     assert fine_difference < 0.05 * np.std(plain.logits)
     assert fine_difference < 0.05 * coarse_difference
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_trains_rounded_or_is_refused(name):
+    network = create_model(name)
+    if MODELS[name].trains_rounded:
+        assert callable(fake_quant.make_fake_quantized(network))
+    else:
+        with pytest.raises(ValueError, match=type(network.body).__name__):
+            fake_quant.make_fake_quantized(network)
+
+
+def test_resnet_alone_cannot_be_trained_rounded():
+    assert [n for n in MODELS if not MODELS[n].trains_rounded] == ["resnet50"]

@@ -26,6 +26,21 @@ FAMILIES = {
     "mobilenet_v3_small": keras.applications.MobileNetV3Small,
     "mobilenet_v3_large": keras.applications.MobileNetV3Large,
 }
+# The layers that end each network's strides of 4, 8 and 16.
+LAST_LAYERS = {
+    "resnet50": ("conv2_block3_out", "conv3_block4_out", "conv4_block6_out"),
+    "mobilenet_v3_small": (
+        "expanded_conv_project_bn",
+        "expanded_conv_2_add",
+        "expanded_conv_7_add",
+    ),
+    "mobilenet_v3_large": (
+        "expanded_conv_2_add",
+        "expanded_conv_5_add",
+        "expanded_conv_11_add",
+    ),
+}
+NUM_LOGITS = 3
 SIZES = {"resnet50": 64, "mobilenet_v3_small": 96, "mobilenet_v3_large": 96}
 
 
@@ -42,8 +57,8 @@ class Pair:
     bias: np.ndarray
     apply: Callable[..., Any]
 
-    def reference(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return Keras's logits [B] and pooled features [B, F]."""
+    def reference(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return Keras's logits [B, K], pooled features [B, F] and four maps."""
         body = self.body
         if images.shape[1:] != body.input_shape[1:]:
             body = FAMILIES[self.name](
@@ -52,15 +67,19 @@ class Pair:
             body.set_weights(self.body.get_weights())
         if self.name == "resnet50":
             images = keras.applications.resnet.preprocess_input(images.copy())
-        features = keras.layers.GlobalAveragePooling2D()(body(images, training=False))
+        layers = [body.get_layer(layer).output for layer in LAST_LAYERS[self.name]]
+        maps = keras.Model(body.input, [*layers, body.output])(images, training=False)
+        features = keras.layers.GlobalAveragePooling2D()(maps[-1])
         features = keras.ops.convert_to_numpy(features)
-        return (features @ self.kernel + self.bias)[:, 0], features
+        return features @ self.kernel + self.bias, features, *maps
 
     def check(self, images: np.ndarray) -> None:
-        logits, features = self.reference(images)
+        logits, features, *maps = self.reference(images)
         outputs = self.apply(self.variables, images)
         assert_same(outputs.features, features)
         assert_same(outputs.logits, logits)
+        for stride, expected in zip((4, 8, 16, 32), maps, strict=True):
+            assert_same(outputs.maps[f"stride_{stride}"], expected)
 
 
 def randomise(model: keras.Model, rng: np.random.Generator) -> None:
@@ -90,11 +109,11 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Pair:
     files = [folder / "legacy.h5", folder / "body.weights.h5"]
     body.save(files[0])
     body.save_weights(files[1])
-    model = create_model(name)
+    model = create_model(name, num_logits=NUM_LOGITS)
     blank = blank_variables(model)
     channels = body.output_shape[-1]
-    kernel = rng.normal(0, channels**-0.5, (channels, 1)).astype(np.float32)
-    bias = np.asarray([0.5], np.float32)
+    kernel = rng.normal(0, channels**-0.5, (channels, NUM_LOGITS))
+    kernel, bias = kernel.astype(np.float32), np.asarray([0.5, -1, 0], np.float32)
     blank = with_head(blank, kernel=kernel, bias=bias)
     return Pair(
         name=name,
@@ -117,7 +136,7 @@ def test_both_keras_files_give_the_same_variables(pair: Pair) -> None:
         np.testing.assert_array_equal(one, other)
         assert np.isfinite(one).all()
     assert sum(leaf.size for leaf in jax.tree.leaves(legacy)) == (
-        pair.body.count_params() + pair.kernel.size + 1
+        pair.body.count_params() + pair.kernel.size + NUM_LOGITS
     )
 
 
@@ -135,3 +154,17 @@ def test_odd_sizes(pair: Pair, shared: Path) -> None:
     sizes = {"resnet50": 65, "mobilenet_v3_small": 225}
     if pair.name in sizes:
         pair.check(photographs(shared, sizes[pair.name], num=2))
+
+
+def test_imagenet_weights_of_the_small_mobilenet(shared: Path) -> None:
+    name = "mobilenet_v3_small"
+    file = shared / "weights" / f"{name}_imagenet.weights.h5"
+    if not file.is_file():
+        pytest.skip(f"no pretrained weights: {file} is absent")
+    body = FAMILIES[name](weights=None, include_top=False, input_shape=(96, 96, 3))
+    body.load_weights(file)
+    model = create_model(name)
+    variables = load_pretrained(name, blank_variables(model), init=file)
+    images = noise(96)
+    outputs = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    assert_same(outputs.maps["stride_32"], body(images, training=False))

@@ -34,8 +34,13 @@ BLOCKS = {"efficientnet_lite0": LITE0, "efficientnet_lite2": LITE2}
 Arrays = Mapping[str, np.ndarray]
 
 
-def reference(name: str, arrays: Arrays, images: np.ndarray) -> np.ndarray:
-    """Return the pooled features [B, 1280] by TensorFlow's own operations."""
+def reference(
+    name: str, arrays: Arrays, images: np.ndarray
+) -> tuple[np.ndarray, dict[int, tf.Tensor]]:
+    """Return the pooled features [B, 1280] and the last map at each stride.
+
+    By TensorFlow's own operations.
+    """
 
     def norm(x: tf.Tensor, prefix: str) -> tf.Tensor:
         return tf.nn.batch_normalization(
@@ -57,6 +62,7 @@ def reference(name: str, arrays: Arrays, images: np.ndarray) -> np.ndarray:
 
     x = tf.constant((images - 127) / 128, tf.float32)
     x = tf.nn.relu6(norm(conv(x, "_conv_stem", 2), "_bn0"))
+    maps = {}
     for index, block in enumerate(BLOCKS[name].split()):
         prefix, inputs = f"_blocks.{index}", x
         kernel_size, stride = int(block[1]), int(block[3])
@@ -68,8 +74,10 @@ def reference(name: str, arrays: Arrays, images: np.ndarray) -> np.ndarray:
         x = norm(conv(x, f"{prefix}._project_conv"), f"{prefix}._bn2")
         if x.shape == inputs.shape:
             x = x + inputs
+        maps[-(-images.shape[1] // x.shape[1])] = x
     x = tf.nn.relu6(norm(conv(x, "_conv_head"), "_bn1"))
-    return tf.reduce_mean(x, axis=(1, 2)).numpy()
+    maps[32] = x
+    return tf.reduce_mean(x, axis=(1, 2)).numpy(), maps
 
 
 def torch_name(path: tuple[str, ...]) -> str:
@@ -142,11 +150,13 @@ def check(
     blank, apply = networks[name]
     variables = load_pretrained(name, blank, init=file)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
-    features = reference(name, arrays, images)
+    features, maps = reference(name, arrays, images)
     head = blank["params"]["head"]["logits"]
     outputs = apply(variables, images)
     assert_same(outputs.features, features)
-    assert_same(outputs.logits, (features @ head["kernel"] + head["bias"])[:, 0])
+    assert_same(outputs.logits, features @ head["kernel"] + head["bias"])
+    for stride in (4, 8, 16, 32):
+        assert_same(outputs.maps[f"stride_{stride}"], maps[stride])
 
 
 @pytest.mark.parametrize("name", BLOCKS)

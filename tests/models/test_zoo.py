@@ -21,16 +21,10 @@ def initialised() -> dict:
     )
 
 
+@pytest.mark.parametrize("num_logits", [1, 7])
 @pytest.mark.parametrize("name", MODELS)
-def test_shapes_and_dtypes_of_every_family(name: str) -> None:
-    channels = {
-        "resnet50": 2048,
-        "mobilenet_v3_small": 576,
-        "mobilenet_v3_large": 960,
-        "efficientnet_lite0": 1280,
-        "efficientnet_lite2": 1280,
-    }
-    model = create_model(name, dtype=jnp.bfloat16)
+def test_shapes_and_dtypes_of_every_network(name: str, num_logits: int) -> None:
+    model = create_model(name, num_logits=num_logits, dtype=jnp.bfloat16)
     variables = blank_variables(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
     assert set(variables["params"]) == {"body", "head"}
@@ -41,11 +35,17 @@ def test_shapes_and_dtypes_of_every_family(name: str) -> None:
         variables,
         image,
     )
-    assert (outputs.logits.shape, outputs.logits.dtype) == ((2,), jnp.float32)
-    assert outputs.features.shape == (2, channels[name])
-    assert outputs.features.dtype == jnp.float32
-    assert outputs.feature_map.shape == (2, 3, 4, channels[name])
-    assert outputs.feature_map.dtype == jnp.bfloat16
+    assert outputs.logits.shape == (2, num_logits)
+    assert outputs.features.shape == (2, outputs.maps["stride_32"].shape[-1])
+    assert {outputs.logits.dtype, outputs.features.dtype} == {jnp.dtype("float32")}
+    # 65 x 97 pixels, a remainder counted as a whole.
+    assert {name: x.shape[:3] for name, x in outputs.maps.items()} == {
+        "stride_4": (2, 17, 25),
+        "stride_8": (2, 9, 13),
+        "stride_16": (2, 5, 7),
+        "stride_32": (2, 3, 4),
+    }
+    assert {x.dtype for x in outputs.maps.values()} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
 
 
@@ -70,19 +70,35 @@ def test_bfloat16_agrees_with_float32(initialised: dict, outputs: Outputs) -> No
 def test_features_are_the_pooled_map_and_logits_their_sum(
     initialised: dict, outputs: Outputs
 ) -> None:
-    feature_map = np.asarray(outputs.feature_map)
+    feature_map = np.asarray(outputs.maps["stride_32"])
     mean, peak = feature_map.mean(axis=(1, 2)), feature_map.max(axis=(1, 2))
     np.testing.assert_allclose(outputs.features, mean, rtol=1e-5, atol=1e-6)
     logits = initialised["params"]["head"]["logits"]
     np.testing.assert_allclose(
-        outputs.logits, (mean @ logits["kernel"] + logits["bias"])[:, 0], rtol=1e-4
+        outputs.logits, mean @ logits["kernel"] + logits["bias"], rtol=1e-4
     )
     head = {"params": initialised["params"]["head"]}
     _, features = create_model(NAME, pool="max").head.apply(
-        head, outputs.feature_map, train=False
+        head, feature_map, train=False
     )
     np.testing.assert_array_equal(features, peak)
     assert (peak > mean).any()
+
+
+def test_the_network_is_its_two_halves() -> None:
+    model = create_model(NAME, num_logits=7)
+    shapes = blank_variables(model)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+
+    def halves(variables: dict, images: jax.Array) -> Outputs:
+        maps = model.apply(variables, images, train=False, method="extract")
+        return model.apply(variables, maps, train=False, method="classify")
+
+    def whole(variables: dict, images: jax.Array) -> Outputs:
+        return model.apply(variables, images, train=False)
+
+    one, other = (jax.make_jaxpr(fn)(shapes, images) for fn in (whole, halves))
+    assert str(one) == str(other)
 
 
 def test_hidden_layer_and_dropout() -> None:
