@@ -296,7 +296,7 @@ def validate(config: ConfigDict) -> None:
         _require(
             config, "student.qat_epochs", lambda v: v <= epochs, f"at most {epochs}"
         )
-        rounded = tuple(name for name in MODELS if name != "resnet50")
+        rounded = tuple(name for name, entry in MODELS.items() if entry.trains_rounded)
         _require(
             config,
             "student.model",
