@@ -40,7 +40,8 @@ def main() -> None:
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
     """Time the step alone and the job's training in turn, in `folder`."""
     from benchmarks import jax_networks
-    from mela_jax import parallel, pipeline
+    from mela_jax import parallel, stages
+    from mela_jax.images import load_images
 
     jax_networks.set_up(arguments.cores)
     batch_size = arguments.batch_size
@@ -53,7 +54,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         width=200,
         height=150,
     )
-    _, images = pipeline.load_images(config, folder / "run")
+    records, images = load_images(config, folder / "run")
     steps = len(images.rows["train"]) // batch_size
     config.log_every_steps = steps // 2
     alone = jax_networks.Network(
@@ -67,8 +68,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         alone.train_many(steps // 2)
         seconds["alone"].append((time.perf_counter() - start) / (steps // 2))
         workdir = folder / f"round_{number}"
-        pipeline.train_student(
-            config, workdir, images, parallel.make_mesh(), name="student", teacher=None
+        stages.obtain_all(
+            stages.plan(config), config, workdir, records, images, parallel.make_mesh()
         )
         times = events.loss_times(workdir / "student" / "scalars")
         for end in (steps, 2 * steps, 3 * steps):

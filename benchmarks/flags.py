@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 # Before TensorFlow is imported: its notices say nothing here.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from mela_jax.config import CHOICES
 from mela_jax.errors import UserError
 from mela_jax.memory import use_huge_pages
 
@@ -56,11 +55,21 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
     )
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the flag --model, one of the registry of networks."""
+
+    def read(name: str) -> str:
+        # Imports JAX, which a script may only do once it has its memory pages.
+        from mela_jax.models.zoo import MODELS
+
+        return names_of(tuple(MODELS))(name)[0]
+
+    parser.add_argument("--model", type=read, default="mobilenet_v3_small")
+
+
 def add_training_step(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a training step: --model, --size and --batch_size."""
-    parser.add_argument(
-        "--model", choices=CHOICES["*.model"], default="mobilenet_v3_small"
-    )
+    add_model(parser)
     parser.add_argument("--size", type=positive, default=224, help="pixels")
     parser.add_argument("--batch_size", type=positive, default=32)
 

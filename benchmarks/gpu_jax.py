@@ -14,9 +14,12 @@ import numpy as np
 
 from benchmarks.gpu_settings import Settings
 from benchmarks.threads import fetch_ahead
-from mela_jax import losses, optim, parallel, steps
+from mela_jax import optim, parallel, steps
 from mela_jax.data.input_pipeline import make_train_fetch
 from mela_jax.data.views import AugmentSettings, Views
+from mela_jax.distill.teachers import Teacher, Teachers
+from mela_jax.distill.terms import Soft, make_hard_term, make_soft_term
+from mela_jax.losses import LabelLoss, cross_entropy
 from mela_jax.models.cost import count_flops
 from mela_jax.models.head import Classifier
 from mela_jax.models.zoo import create_model
@@ -53,16 +56,21 @@ class Distillation:
             weight_decay=settings.weight_decay,
             clip_norm=settings.clip_norm,
         )
+        frozen = parallel.replicate(
+            self.mesh, initial(teacher, settings, seed=settings.seed)
+        )
+        self.teachers = Teachers([Teacher(teacher, frozen)])
         step = steps.make_train_step(
             student,
             optimizer,
-            steps.make_distill_objective(
-                losses.bce,
-                teacher=teacher,
-                alpha=settings.alpha,
-                temperature=settings.temperature,
-                axis_name=parallel.BATCH_AXIS,
+            (
+                make_hard_term(LabelLoss(cross_entropy), weight=1.0 - settings.alpha),
+                make_soft_term(
+                    Soft(settings.temperature, (1.0,), "probabilities"),
+                    weight=settings.alpha,
+                ),
             ),
+            self.teachers,
             ema_decay=0.0,
             seed=settings.seed,
             axis_name=parallel.BATCH_AXIS,
@@ -70,9 +78,6 @@ class Distillation:
         if render:
             step = steps.render_views(step, image_size=settings.image_size)
         self._step = parallel.map_train_step(step, self.mesh)
-        self._frozen = parallel.replicate(
-            self.mesh, initial(teacher, settings, seed=settings.seed)
-        )
         variables = initial(student, settings, seed=settings.seed + 1)
         self._state: TrainState = parallel.replicate(
             self.mesh, create_state(variables, optimizer, use_ema=False)
@@ -87,7 +92,7 @@ class Distillation:
         """
         metrics = {}
         for batch in batches:
-            self._state, metrics = self._step(self._state, self._frozen, batch)
+            self._state, metrics = self._step(self._state, self.teachers.frozen, batch)
         jax.block_until_ready(self._state)
         if not math.isfinite(float(metrics["loss"])):
             raise RuntimeError("JAX: the loss is not finite")
@@ -177,10 +182,11 @@ def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[],
     fetch = make_train_fetch(images, labels, rows, views=views, **options)
     num_steps = settings.epochs * (settings.images // settings.batch_size)
     training = Distillation(settings, render=True)
-    batch = parallel.shard_batch(training.mesh, steps.step_inputs(fetch(0)))
+    batch = parallel.shard_batch(training.mesh, training.teachers.inputs(fetch(0)))
 
     def end_to_end() -> None:
-        batches = map(steps.step_inputs, fetch_ahead(fetch, start=0, stop=num_steps))
+        fetched = fetch_ahead(fetch, start=0, stop=num_steps)
+        batches = map(training.teachers.inputs, fetched)
         training.run(parallel.prefetch(training.mesh, batches))
 
     def host_part() -> None:
@@ -198,8 +204,9 @@ def make_epoch_runs(settings: Settings, *, host: bool) -> dict[str, Callable[[],
         rendered = make_train_fetch(images, labels, rows, views=views, **options)
 
         def rendered_on_host() -> None:
-            batches = fetch_ahead(rendered, start=0, stop=num_steps)
-            plain.run(parallel.prefetch(plain.mesh, map(steps.step_inputs, batches)))
+            fetched = fetch_ahead(rendered, start=0, stop=num_steps)
+            batches = map(plain.teachers.inputs, fetched)
+            plain.run(parallel.prefetch(plain.mesh, batches))
 
         runs["epochs, views on the host"] = rendered_on_host
     return runs

@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import flags, pictures, processes
-from mela_jax.config import CHOICES
 
 AXES = ("batch_size", "size", "devices", "images")
 
@@ -27,9 +26,7 @@ def main() -> None:
     parser.add_argument("--size", type=flags.positives, default="96,128,160,224")
     parser.add_argument("--devices", type=flags.positives, default="1,2,4")
     parser.add_argument("--images", type=flags.positives, default="1000,10000")
-    parser.add_argument(
-        "--model", choices=CHOICES["*.model"], default="mobilenet_v3_small"
-    )
+    flags.add_model(parser)
     parser.add_argument(
         "--rounds", type=flags.positive, default=5, help="of the training step"
     )

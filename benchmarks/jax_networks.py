@@ -7,7 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mela_jax import losses, optim, parallel, state, steps
+from mela_jax import optim, parallel, state, steps
+from mela_jax.distill.teachers import Teacher, Teachers
+from mela_jax.distill.terms import Soft, Term, make_hard_term, make_soft_term
+from mela_jax.losses import LabelLoss, cross_entropy
 from mela_jax.models.zoo import create_model
 
 
@@ -45,21 +48,26 @@ class Network:
         self.state = parallel.replicate(
             mesh, state.create_state(variables, optimizer, use_ema=True)
         )
-        self.frozen: Any = {}
-        objective = steps.make_hard_objective(losses.bce)
+        terms: tuple[Term, ...] = (make_hard_term(LabelLoss(cross_entropy)),)
+        teachers = Teachers()
         if teacher is not None:
             network = create_model(teacher)
-            self.frozen = parallel.replicate(mesh, self._init(network, image, 1))
-            objective = steps.make_distill_objective(
-                losses.bce,
-                teacher=network,
-                alpha=0.5,
-                temperature=2.0,
-                axis_name=axis,
+            variables = parallel.replicate(mesh, self._init(network, image, 1))
+            teachers = Teachers([Teacher(network, variables)])
+            terms = (
+                make_hard_term(LabelLoss(cross_entropy), weight=0.5),
+                make_soft_term(Soft(2.0, (1.0,), "probabilities"), weight=0.5),
             )
+        self._frozen = teachers.frozen
         self._train = parallel.map_train_step(
             steps.make_train_step(
-                model, optimizer, objective, ema_decay=0.99, seed=0, axis_name=axis
+                model,
+                optimizer,
+                terms,
+                teachers,
+                ema_decay=0.99,
+                seed=0,
+                axis_name=axis,
             ),
             mesh,
         )
@@ -78,13 +86,13 @@ class Network:
         arrays = self.batch
         if batch is not None:
             arrays = parallel.shard_batch(self._mesh, batch)
-        self.state, metrics = self._train(self.state, self.frozen, arrays)
+        self.state, metrics = self._train(self.state, self._frozen, arrays)
         return float(metrics["loss"])
 
     def train_many(self, num_steps: int) -> float:
         """Take steps, the next one issued before the last is done; return the loss."""
         for _ in range(num_steps):
-            self.state, metrics = self._train(self.state, self.frozen, self.batch)
+            self.state, metrics = self._train(self.state, self._frozen, self.batch)
         return float(metrics["loss"])
 
     def infer(self) -> np.ndarray:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from benchmarks import flags
-from mela_jax.config import CHOICES
 
 if TYPE_CHECKING:
     from benchmarks import jax_networks
@@ -25,9 +24,7 @@ def main() -> None:
     """Train twice and print the losses."""
     parser = flags.make_parser(__doc__)
     parser.add_argument("--data", required=True, help="folder of HAM10000")
-    parser.add_argument(
-        "--model", choices=CHOICES["*.model"], default="mobilenet_v3_small"
-    )
+    flags.add_model(parser)
     parser.add_argument("--size", type=flags.positive, default=64, help="pixels")
     parser.add_argument("--steps", type=flags.positive, default=60)
     parser.add_argument("--cores", type=flags.positive, default=flags.CORES)
@@ -36,16 +33,16 @@ def main() -> None:
 
     from benchmarks import jax_networks
     from mela_jax import config as mela_config
-    from mela_jax import pipeline
     from mela_jax.data.input_pipeline import make_train_batches
     from mela_jax.data.views import AugmentSettings, Views
+    from mela_jax.images import load_images
 
     jax_networks.set_up(arguments.cores)
     config = mela_config.default()
     config.image_size = arguments.size
     config.data.dir = arguments.data
     with tempfile.TemporaryDirectory() as workdir:
-        _, images = pipeline.load_images(config, Path(workdir))
+        _, images = load_images(config, Path(workdir))
     batches = list(
         make_train_batches(
             images.train,

@@ -126,7 +126,7 @@ def class_weights(
 
 
 @dataclasses.dataclass(frozen=True)
-class HardTerm:
+class LabelLoss:
     """A hard loss with its numbers filled in, and how it is averaged.
 
     Attributes:
@@ -137,8 +137,8 @@ class HardTerm:
     """
 
     rows: HardLoss
-    weights: tuple[float, ...] | None
-    by_weight: bool
+    weights: tuple[float, ...] | None = None
+    by_weight: bool = False
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Return the loss of every row, float32[B]; their mean is that of the batch.
@@ -161,7 +161,7 @@ def make_hard_loss(
     label_smoothing: float,
     focal_gamma: float,
     focal_alpha: float | None,
-) -> HardTerm:
+) -> LabelLoss:
     """Return the loss called `name`, with its numbers filled in.
 
     Args:
@@ -190,7 +190,7 @@ def make_hard_loss(
         ),
         "focal": lambda z, y: focal(z, y, gamma=focal_gamma, weights=weights),
     }
-    return HardTerm(losses[name], weights, weighting == "balanced_batch")
+    return LabelLoss(losses[name], weights, weighting == "balanced_batch")
 
 
 def _log_probabilities(logits: jax.Array) -> jax.Array:

@@ -152,7 +152,7 @@ def test_unknown_model_lists_the_models(job: Job, tmp_path: Path):
     ("field", "value", "wanted"),
     [
         ("data.name", "isic", "phantom"),
-        ("student.loss", "hinge", "weighted_bce"),
+        ("student.loss", "hinge", "cross_entropy"),
         ("teacher.pool", "median", "max"),
         ("student.select_by", "accuracy", "specificity_at_target"),
         ("crop", "squash", "pad"),

@@ -448,7 +448,7 @@ OFFENCES = [
         jax_in_evaluation,
         {
             "mela_jax.evaluation.__init__": "from . import plots",
-            "mela_jax.evaluation.plots": "from mela_jax.losses import bce",
+            "mela_jax.evaluation.plots": "from mela_jax.losses import focal",
             "mela_jax.losses": "import jax",
         },
     ),

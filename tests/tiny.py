@@ -149,7 +149,7 @@ def share_of(
     }
 
 
-def hard_loss(**changes: Any) -> losses.HardTerm:
+def hard_loss(**changes: Any) -> losses.LabelLoss:
     """Return the cross-entropy of one logit, or what the changes make of it."""
     options: dict[str, Any] = {
         "name": "cross_entropy",
@@ -195,7 +195,7 @@ def distill_terms(
     shapes: Shapes,
     *,
     alpha: float = 0.5,
-    hard: losses.HardTerm | None = None,
+    hard: losses.LabelLoss | None = None,
     **weights: float,
 ) -> tuple[Term, ...]:
     """Return the terms of learning from labels and teachers."""

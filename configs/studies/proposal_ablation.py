@@ -13,12 +13,13 @@ from typing import Any
 from configs import ham10000_kd
 from mela_jax.study.spec import Study
 
-# Weighted BCE and average pooling, from the labels alone.
+# Cross-entropy with balanced weights and average pooling, from the labels alone.
 REFERENCE: dict[str, Any] = {
     "distill.enabled": False,
     "distill.temperature": 2.0,
     "distill.alpha": 0.5,
-    "student.loss": "weighted_bce",
+    "student.loss": "cross_entropy",
+    "student.class_weights": "balanced",
     "student.focal_gamma": 2.0,
     "student.pool": "avg",
 }
@@ -28,11 +29,18 @@ def cells() -> list[dict[str, Any]]:
     """Return the settings: one change of loss or head, with and without a teacher.
 
     Loss and head are tried at temperature 2 and mixing weight 0.5; temperature and
-    mixing weight with weighted BCE and average pooling.
+    mixing weight with the reference's loss and head. Focal loss has no weights.
     """
     changes: list[dict[str, Any]] = [
         {},
-        *({"student.loss": "focal", "student.focal_gamma": g} for g in (1.0, 2.0, 4.0)),
+        *(
+            {
+                "student.loss": "focal",
+                "student.class_weights": "none",
+                "student.focal_gamma": gamma,
+            }
+            for gamma in (1.0, 2.0, 4.0)
+        ),
         {"student.pool": "max"},
     ]
     distilled = [
@@ -55,6 +63,5 @@ def get_study() -> Study:
     """Return the study."""
     base = ham10000_kd.get_config()
     base.baseline = False
-    base.student.loss = "weighted_bce"
     base.distill.alpha = 0.5
     return Study(base=base, cells=cells(), reference=REFERENCE)

@@ -13,7 +13,6 @@ def get_study() -> Study:
     """Return the study."""
     base = ham10000_kd_cpu.get_config()
     base.baseline = False
-    base.student.loss = "weighted_bce"
     base.distill.alpha = 0.5
     base.image_size = 64
     base.data.train_size = 75

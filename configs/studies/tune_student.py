@@ -29,7 +29,7 @@ def study_of(base: ConfigDict, *, trials: int) -> Study:
             "student.learning_rate": Range(3e-4, 1e-2, log=True),
             "student.weight_decay": Range(1e-4, 1e-1, log=True),
             "student.batch_size": (32, 64, 128),
-            "student.loss": ("bce", "weighted_bce", "focal"),
+            "student.loss": ("cross_entropy", "focal"),
             "distill.alpha": Range(0.1, 0.9),
             "distill.temperature": Range(1.0, 4.0),
         },

@@ -16,7 +16,7 @@ from mela_jax.distill.hints import Regressor, hint_loss
 from mela_jax.distill.logits import average_teachers, tempered_kl
 from mela_jax.distill.relations import angle_loss, distance_loss
 from mela_jax.errors import UserError
-from mela_jax.losses import HardTerm
+from mela_jax.losses import LabelLoss
 from mela_jax.models.outputs import LAST_MAP, Outputs
 
 Batch = dict[str, jax.Array]
@@ -97,7 +97,7 @@ class Shapes:
     bn_axis_name: str | None
 
 
-def make_hard_term(loss: HardTerm, *, weight: float = 1.0) -> Term:
+def make_hard_term(loss: LabelLoss, *, weight: float = 1.0) -> Term:
     """Return the term of learning from labels, on the upright views."""
     return Term(
         "hard",
@@ -175,7 +175,7 @@ KINDS: Mapping[str, Callable[..., Term]] = {
 
 
 def make_terms(
-    hard: HardTerm,
+    hard: LabelLoss,
     *,
     alpha: float,
     weights: Mapping[str, float],

@@ -213,8 +213,8 @@ def in_force(setting: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> in_force({"distill.enabled": False, "distill.alpha": 0.5})
     {'distill.enabled': False}
-    >>> in_force({"student.loss": "bce", "student.focal_gamma": 2.0})
-    {'student.loss': 'bce'}
+    >>> in_force({"student.loss": "cross_entropy", "student.focal_gamma": 2.0})
+    {'student.loss': 'cross_entropy'}
     """
     idle = set()
     if setting.get("distill.enabled") is False:

@@ -416,7 +416,7 @@ def test_a_row_is_named_by_what_it_changes(whole):
 def test_a_field_that_does_nothing_in_a_row_is_not_shown_there(tmp_path):
     val, test = (draw_scores(s, strength=2, run=(0,)) for s in ("val", "test"))
     alone, taught = (
-        {"distill.enabled": on, "distill.alpha": 0.5, "student.loss": "bce"}
+        {"distill.enabled": on, "distill.alpha": 0.5, "student.loss": "cross_entropy"}
         for on in (False, True)
     )
     trials = [
@@ -433,9 +433,9 @@ def test_a_field_that_does_nothing_in_a_row_is_not_shown_there(tmp_path):
         cells=[alone, taught],
     )
     markdown = path.with_suffix(".md").read_text()
-    assert "| 1 (reference) | no | – | bce |" in markdown
-    assert "| 2 | yes | 0.5 | bce |" in markdown
-    assert "Reference: row 1, distill.enabled no, loss bce." in markdown
+    assert "| 1 (reference) | no | – | cross_entropy |" in markdown
+    assert "| 2 | yes | 0.5 | cross_entropy |" in markdown
+    assert "Reference: row 1, distill.enabled no, loss cross_entropy." in markdown
     assert "| 2: distill.enabled yes, distill.alpha 0.5 |" in markdown
 
 

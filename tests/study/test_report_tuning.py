@@ -22,7 +22,7 @@ def search(folder, strengths, **others):
         drawn.append((val, test))
         setting = {
             "student.learning_rate": RATES[number % 3] * (1 + number),
-            "student.loss": ("bce", "focal")[number % 2],
+            "student.loss": ("cross_entropy", "focal")[number % 2],
         }
         trials.append(write_trial(folder, number, setting, seed=0, val=val, test=test))
     return trials, drawn
@@ -32,7 +32,7 @@ def report(folder, trials, **others):
     path = write_study_report(
         folder,
         name="tune",
-        axes={"student.learning_rate": (), "student.loss": ("bce", "focal")},
+        axes={"student.learning_rate": (), "student.loss": ("cross_entropy", "focal")},
         reference={},
         trials=trials,
         settings=SETTINGS,
@@ -120,7 +120,9 @@ def test_pruned_trials_are_listed_without_figures(tuned):
 
 
 def test_nothing_is_chosen_before_something_is_complete(tmp_path):
-    trial = write_trial(tmp_path, 0, {"student.loss": "bce"}, seed=0, state="running")
+    trial = write_trial(
+        tmp_path, 0, {"student.loss": "cross_entropy"}, seed=0, state="running"
+    )
     results, html, _ = report(tmp_path, [trial])
     assert results["chosen"] is None
     assert "none is chosen" in html
@@ -128,6 +130,8 @@ def test_nothing_is_chosen_before_something_is_complete(tmp_path):
 
 
 def test_an_unknown_figure_is_a_mistake_of_the_caller(tmp_path):
-    trial = write_trial(tmp_path, 0, {"student.loss": "bce"}, seed=0, state="running")
+    trial = write_trial(
+        tmp_path, 0, {"student.loss": "cross_entropy"}, seed=0, state="running"
+    )
     with pytest.raises(ValueError, match="select_by"):
         report(tmp_path, [trial], select_by="test_auc")

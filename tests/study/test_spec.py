@@ -39,7 +39,7 @@ def tuning(**changes) -> Study:
         "method": "tune",
         "axes": {
             "student.learning_rate": Range(1e-4, 1e-2, log=True),
-            "student.loss": ("bce", "focal"),
+            "student.loss": ("cross_entropy", "focal"),
         },
         "seeds": (0,),
         **changes,
@@ -81,12 +81,20 @@ def test_a_cell_has_the_value_of_the_base_where_it_leaves_a_field_out():
     )
     found = plan(grid(axes={}, cells=cells, reference={}))
     assert list(found.cells.values()) == [
-        {"student.loss": "bce", "student.focal_gamma": 2.0, "student.pool": "avg"},
+        {
+            "student.loss": "cross_entropy",
+            "student.focal_gamma": 2.0,
+            "student.pool": "avg",
+        },
         {"student.loss": "focal", "student.focal_gamma": 1.0, "student.pool": "avg"},
-        {"student.loss": "bce", "student.focal_gamma": 2.0, "student.pool": "max"},
+        {
+            "student.loss": "cross_entropy",
+            "student.focal_gamma": 2.0,
+            "student.pool": "max",
+        },
     ]
     assert found.axes == {
-        "student.loss": ("bce", "focal"),
+        "student.loss": ("cross_entropy", "focal"),
         "student.focal_gamma": (2.0, 1.0),
         "student.pool": ("avg", "max"),
     }
@@ -237,12 +245,12 @@ def test_the_proposals_ablation_has_every_setting_that_it_names():
         for s in found.cells.values()
     }
     for distilled in (False, True):
-        assert (distilled, "weighted_bce", 2.0) in losses
+        assert (distilled, "cross_entropy", 2.0) in losses
         assert {(distilled, "focal", gamma) for gamma in (1.0, 2.0, 4.0)} <= losses
     mixed = {
         (s["distill.temperature"], s["distill.alpha"])
         for s in found.cells.values()
-        if s["distill.enabled"] and s["student.loss"] == "weighted_bce"
+        if s["distill.enabled"] and s["student.loss"] == "cross_entropy"
     }
     assert mixed == {(t, a) for t in (1.0, 2.0) for a in (0.1, 0.5, 0.9)}
     heads = {(s["distill.enabled"], s["student.pool"]) for s in found.cells.values()}

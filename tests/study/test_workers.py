@@ -74,7 +74,7 @@ def test_three_workers_do_every_run_of_a_grid_once(tmp_path: Path, storage: str)
     found = {(*trial.setting.values(), trial.seed, trial.fold) for trial in trials}
     assert found == {
         (loss, alpha, seed, -1)
-        for loss in ("bce", "weighted_bce")
+        for loss in ("cross_entropy", "focal")
         for alpha in (0.1, 0.5, 0.9)
         for seed in (0, 1)
     }

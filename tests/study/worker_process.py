@@ -39,10 +39,10 @@ def plan(*, tune: bool = False) -> Plan:
         study = Study(
             base=base,
             axes={
-                "student.loss": ("bce", "weighted_bce"),
+                "student.loss": ("cross_entropy", "focal"),
                 "distill.alpha": (0.1, 0.5, 0.9),
             },
-            reference={"student.loss": "bce"},
+            reference={"student.loss": "cross_entropy"},
             seeds=(0, 1),
         )
     return make_plan(study, name="cheap", base=base)

@@ -1,0 +1,1 @@
+"""Published methods, one configuration each, on the one training loop."""

@@ -1,0 +1,13 @@
+"""`rkd.py` on 2 cores: HAM10000 at 200x150, 64 px, EfficientNet-Lite0 as teacher.
+
+python -m mela_jax.main --config=configs/papers/rkd_cpu.py --workdir=runs/rkd_cpu
+"""
+
+from ml_collections import ConfigDict
+
+from configs.papers import rkd, cpu
+
+
+def get_config() -> ConfigDict:
+    """Return the configuration."""
+    return cpu.shrink(rkd.get_config())
