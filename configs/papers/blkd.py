@@ -9,7 +9,7 @@ doi:10.1016/j.media.2022.102693:
     python -m mela_jax.main --config=configs/papers/blkd.py --workdir=runs/blkd \
         --config.data.dir=/path/to/HAM10000
 
-In the paper: ISIC 2019, split by image; MobileNetV2 as student; SGD with the rate cut on
+In the paper: ISIC 2019, split by image; MobileNetV2 as student; SGD, its rate cut on
 a plateau. Here: HAM10000, split by lesion; MobileNetV3-Small; AdamW with a cosine. For
 a GPU; not run to the end yet. `blkd_cpu.py` is its size for 2 cores.
 """

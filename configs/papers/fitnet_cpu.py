@@ -5,7 +5,7 @@ python -m mela_jax.main --config=configs/papers/fitnet_cpu.py --workdir=runs/fit
 
 from ml_collections import ConfigDict
 
-from configs.papers import fitnet, cpu
+from configs.papers import cpu, fitnet
 
 
 def get_config() -> ConfigDict:

@@ -5,7 +5,7 @@ python -m mela_jax.main --config=configs/papers/rkd_cpu.py --workdir=runs/rkd_cp
 
 from ml_collections import ConfigDict
 
-from configs.papers import rkd, cpu
+from configs.papers import cpu, rkd
 
 
 def get_config() -> ConfigDict:
