@@ -200,7 +200,7 @@ def fit(
     )
     float_step, rounded_step = (
         _make_step(task, schedule, optimizer, images.image_size, mesh, fake_quantize=f)
-        for f in (False, True)
+        for f in (False, schedule.qat_epochs > 0)
     )
     state = parallel.replicate(
         mesh,

@@ -154,7 +154,19 @@ def test_unknown_model_lists_the_models(job: Job, tmp_path: Path):
         ("data.name", "isic", "phantom"),
         ("student.loss", "hinge", "cross_entropy"),
         ("teacher.pool", "median", "max"),
-        ("student.select_by", "accuracy", "specificity_at_target"),
+        ("student.select_by", "luck", "specificity_at_target"),
+        ("labels", "nine", "ham7"),
+        ("student.class_weights", "some", "balanced"),
+        ("student.melanoma_weight", 0.0, "above 0"),
+        ("student.label_smoothing", 1.0, "[0, 1)"),
+        ("student.sampler", "random", "balanced"),
+        ("distill.average", "votes", "probabilities"),
+        ("distill.weights.angle", -1.0, "0 or more"),
+        ("distill.weights.logits", 0.0, "nothing is learnt"),
+        ("distill.teacher_weights", (0.5, 0.5), "each of 1 teachers"),
+        ("distill.teacher_weights", (0.9,), "adding up to 1"),
+        ("student.views_per_image", 3, "views_per_image=3"),
+        ("student.views_per_image", 0, "1 or more"),
         ("crop", "squash", "pad"),
         ("target_sensitivity", 1.0, "below 1"),
         ("target_sensitivity", float("nan"), "below 1"),
@@ -172,9 +184,47 @@ def test_value_out_of_range(field: str, value: object, wanted: str):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError) as caught:
         mela_config.validate(config)
-    assert field.split(".")[-1] in str(caught.value)
+    assert field.split(".")[1 if "weights" in field else -1] in str(caught.value)
     assert wanted in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        (
+            {"student.focal_alpha": 0.3, "student.class_weights": "balanced"},
+            "weight the classes twice",
+        ),
+        ({"student.focal_alpha": 0.3, "labels": "ham7"}, "labels='melanoma'"),
+        (
+            {"student.loss": "focal", "student.label_smoothing": 0.1},
+            "loss='cross_entropy'",
+        ),
+        ({"student.views_per_image": 4, "student.num_views": 6}, "num_views=6"),
+        ({"student.qat": True, "student.model": "resnet50"}, "mobilenet_v3_small"),
+        (
+            {
+                "distill.extra_teachers": ("runs/a", "runs/b"),
+                "distill.teacher_weights": (0.5, 0.5),
+            },
+            "each of 3 teachers",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other(changes: dict, wanted: str):
+    config = mela_config.default()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=re.escape(wanted)) as caught:
+        mela_config.validate(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sampler_and_weights_at_once_are_warned_of(caplog: pytest.LogCaptureFixture):
+    config = mela_config.default()
+    config.student.update({"sampler": "balanced", "class_weights": "balanced"})
+    mela_config.validate(config)
+    assert "config.student: sampler=balanced and class_weights" in caplog.text
 
 
 # Data.

@@ -394,6 +394,99 @@ def test_teacher_whose_split_is_unknown_is_refused(
         )
 
 
+def test_a_teacher_of_other_classes_is_refused(
+    job: Job, finished: Path, tmp_path: Path
+):
+    """Before the other teacher trains for hours."""
+    line = job.run(
+        tmp_path / "run",
+        "--config.labels=diagnoses",
+        f"--config.distill.extra_teachers={(str(finished / 'student'),)!r}",
+    ).error_line()
+    assert "config.distill.extra_teachers" in line
+    assert "tells apart melanoma, and this run bkl, df, mel, nv" in line
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_two_finished_models_teach_a_third_from_kept_logits(job: Job, finished: Path):
+    workdir = job.root / "two_teachers"
+    done = job.run(
+        workdir,
+        f"--config.teacher.checkpoint={finished}",
+        f"--config.distill.extra_teachers={(str(finished / 'baseline'),)!r}",
+        "--config.distill.teacher_weights=(0.25, 0.75)",
+        "--config.student.num_views=1",
+        "--config.baseline=False",
+    )
+    assert done.returncode == 0, done.stderr
+    found = read_json(workdir / "report" / "metrics.json")
+    assert list(found["models"]) == ["teacher", "teacher_2", "student"]
+    assert "student_minus_teacher_2" in found["comparisons"]
+    for split in SPLITS:
+        ours, theirs = (
+            folder / "predictions" / f"{name}_{split}.csv"
+            for folder, name in ((workdir, "teacher_2"), (finished, "baseline"))
+        )
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert done.stderr.count("logits of view 0") == 2
+
+
+@pytest.fixture(scope="module")
+def several(job: Job) -> Path:
+    """Run the job on four diagnoses by all kinds of terms, two views of an image."""
+    workdir = job.root / "several"
+    done = job.run(
+        workdir,
+        "--config.labels=diagnoses",
+        "--config.student.class_weights=balanced_batch",
+        "--config.student.sampler=balanced",
+        "--config.student.select_by=macro_f1",
+        "--config.student.views_per_image=2",
+        "--config.distill.weights.hint=1.0",
+        "--config.distill.weights.distance=25.0",
+        "--config.distill.weights.angle=50.0",
+        "--config.baseline=False",
+    )
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_a_job_of_several_diagnoses_has_all_of_them_everywhere(several: Path):
+    model = read_json(several / "student" / "model.json")
+    assert model["classes"] == ["bkl", "df", "mel", "nv"]
+    assert model["melanoma"] == 2
+    epoch = model["history"][-1]
+    for term in ("hard", "soft", "hint", "distance", "angle"):
+        assert 0 < epoch[f"train/{term}_gradient_share"] < 1
+    assert {"val/macro_f1", "val/accuracy", "val/melanoma_recall"} <= epoch.keys()
+    best = max(model["history"], key=lambda row: row["val/macro_f1"])
+    assert model["best_step"] in [
+        row["step"]
+        for row in model["history"]
+        if row["val/macro_f1"] == best["val/macro_f1"]
+    ]
+    # 28 training images, 8 of them in a batch of 16 views.
+    splits = [row["split"] for row in read_table(several / "splits.csv")]
+    assert model["history"][0]["step"] == splits.count("train") // 8
+    for row in read_table(several / "predictions" / "student_test.csv"):
+        scores = {name: float(row[f"p_{name}"]) for name in model["classes"]}
+        assert sum(scores.values()) == pytest.approx(1)
+        assert float(row["score"]) == scores["mel"]
+        assert int(row["label"]) == (row["dx"] == "mel")
+    test = read_json(several / "report" / "metrics.json")["models"]["student"]["test"]
+    assert test["multiclass"]["classes"] == model["classes"]
+    assert 'id="classes"' in (several / "report" / "report.html").read_text()
+
+
+def test_an_auxiliary_module_is_in_no_model(several: Path):
+    shapes = [
+        read_json(several / name / "model.json")["params"]
+        for name in ("teacher", "student")
+    ]
+    # Both are MobileNetV3-Small; the student was trained with a regressor.
+    assert shapes[0] == shapes[1]
+
+
 def test_predict_gives_the_scores_of_the_run(job: Job, finished: Path, metrics: dict):
     output = job.root / "scores.csv"
     done = job.run_module(
