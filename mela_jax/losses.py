@@ -44,7 +44,8 @@ def cross_entropy(
     logits, labels = _checked(logits, labels)
     if logits.shape[1] == 1:
         z = logits[:, 0]
-        loss = optax.sigmoid_binary_cross_entropy(z, labels.astype(jnp.float32))
+        # -log sigmoid(z) = softplus(-z). One softplus, where optax takes two.
+        loss = jax.nn.softplus(jnp.where(labels == 1, -z, z))
     else:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     loss = loss * jnp.asarray(weights, jnp.float32)[labels] if weights else loss

@@ -86,11 +86,15 @@ def make_train_step(
         maps, extract_vjp, updates = jax.vjp(extract, params["body"], has_aux=True)
         outputs, classify_vjp = jax.vjp(classify, params["head"], maps)
         answers = teachers.answer(frozen, batch)
-        found = [
-            _differentiate(term, outputs, answers, batch, state.aux, axis_name)
-            for term in terms
-        ]
-        by_outputs = jax.tree.map(lambda *each: sum(each), *(f.gradient for f in found))
+
+        def differentiate(term: Term, outputs: Outputs) -> _Found:
+            return _differentiate(term, outputs, answers, batch, state.aux, axis_name)
+
+        found = [differentiate(term, outputs) for term in terms]
+        # The last term first, as automatic differentiation of their sum has it.
+        by_outputs = jax.tree.map(
+            lambda *each: sum(each), *(f.gradient for f in reversed(found))
+        )
         by_head, by_maps = classify_vjp(by_outputs)
         (by_body,) = extract_vjp(by_maps)
         gradients = {
@@ -108,7 +112,17 @@ def make_train_step(
         }
         metrics = jax.lax.pmean(metrics, axis_name)
         if len(terms) > 1:
-            norms = [_norm(classify_vjp(f.gradient)[1], axis_name) for f in found]
+            # Apart from the gradient that trains: the compiler fuses, and so rounds,
+            # what has another reader otherwise, and looking on must change nothing.
+            # Terms that take long are not computed twice for it.
+            apart = jax.lax.optimization_barrier(outputs)
+            looked_at = [
+                f.gradient
+                if term.aux or term.whole_batch
+                else differentiate(term, apart).gradient
+                for term, f in zip(terms, found, strict=True)
+            ]
+            norms = [_norm(classify_vjp(g)[1], axis_name) for g in looked_at]
             # All gradients can be exactly zero where the losses are saturated.
             total = jnp.maximum(sum(norms), 1e-30)
             for term, norm in zip(terms, norms, strict=True):

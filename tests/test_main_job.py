@@ -152,7 +152,7 @@ def test_no_lesion_is_in_two_splits(finished: Path):
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_image_of_a_split_is_scored_once(finished: Path, model: str, split: str):
     path = finished / "predictions" / f"{model}_{split}.csv"
-    assert path.read_text().splitlines()[0] == "image_id,lesion_id,label,score"
+    assert path.read_text().splitlines()[0] == "image_id,lesion_id,label,score,dx"
     found = read_table(path)
     wanted = [r for r in read_table(finished / "splits.csv") if r["split"] == split]
     columns = ("image_id", "lesion_id", "label")
