@@ -21,7 +21,6 @@ from mela_jax.errors import UserError
 _FILE_MODULE = "config_config"
 
 CHOICES = {
-    "data.name": ("ham10000", "csv", "phantom"),
     "data.on_bad_image": ("error", "skip"),
     "crop": ("center", "pad"),
     "compute_dtype": ("float32", "bfloat16"),
@@ -30,7 +29,6 @@ CHOICES = {
     "labels": ("melanoma", "ham7", "diagnoses"),
     "distill.average": ("probabilities", "logits"),
     "*.pool": ("avg", "max"),
-    "*.loss": ("cross_entropy", "focal"),
     "*.class_weights": ("none", "balanced", "balanced_batch"),
     "*.sampler": ("shuffled", "balanced"),
     "*.select_by": (
@@ -232,12 +230,18 @@ def validate(config: ConfigDict) -> None:
     for pattern, choices in CHOICES.items():
         for name in _expand(pattern):
             _require(config, name, lambda v, c=choices: v in c, f"one of {choices}")
-    from mela_jax.models.zoo import MODELS  # imports JAX
+    # Here, for they import JAX: a mistyped command line is answered without it.
+    from mela_jax.data.load import DATASETS
+    from mela_jax.losses import LOSSES
+    from mela_jax.models.zoo import MODELS
 
-    for stage in ("teacher", "student"):
-        _require(
-            config, f"{stage}.model", lambda v: v in MODELS, f"one of {tuple(MODELS)}"
-        )
+    for pattern, table in (
+        ("data.name", DATASETS),
+        ("*.model", MODELS),
+        ("*.loss", LOSSES),
+    ):
+        for name in _expand(pattern):
+            _require(config, name, lambda v, t=table: v in t, f"one of {tuple(table)}")
     for name in ("image_size", "eval_batch_size", "log_every_steps", "cpu_devices"):
         _require(config, name, lambda v: v >= 1, "1 or more")
     _require(config, "profile_steps", lambda v: v >= 0, "0 or more")

@@ -7,7 +7,8 @@ labels are class indices. `C` is the number of classes: 2 for K = 1, else K.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import optax
 from mela_jax.errors import UserError
 
 HardLoss = Callable[[jax.Array, jax.Array], jax.Array]
+Weights = tuple[float, ...] | None
 
 
 def cross_entropy(
@@ -93,9 +95,20 @@ def focal(
     return loss * jnp.asarray(weights, jnp.float32)[labels] if weights else loss
 
 
+# Name in the configuration -> (weights, label smoothing, gamma) -> the loss.
+LOSSES: Mapping[str, Callable[[Weights, float, float], HardLoss]] = {
+    "cross_entropy": lambda weights, smoothing, gamma: partial(
+        cross_entropy, weights=weights, smoothing=smoothing
+    ),
+    "focal": lambda weights, smoothing, gamma: partial(
+        focal, weights=weights, gamma=gamma
+    ),
+}
+
+
 def class_weights(
     kind: str, counts: npt.NDArray[np.int64], *, melanoma: int, multiplier: float
-) -> tuple[float, ...] | None:
+) -> Weights:
     """Return the weight of each class, or None where all are 1.
 
     Weights are scaled so that their mean over the training images is 1, and the size of
@@ -138,7 +151,7 @@ class LabelLoss:
     """
 
     rows: HardLoss
-    weights: tuple[float, ...] | None = None
+    weights: Weights = None
     by_weight: bool = False
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -166,7 +179,7 @@ def make_hard_loss(
     """Return the loss called `name`, with its numbers filled in.
 
     Args:
-      name: "cross_entropy" or "focal".
+      name: a key of `LOSSES`.
       counts: int[C], training images of each class.
       melanoma: index of melanoma among the C classes.
       weighting: "none", "balanced" or "balanced_batch", see `class_weights`; the last
@@ -185,13 +198,8 @@ def make_hard_loss(
     )
     if focal_alpha is not None:
         weights = (1.0 - focal_alpha, focal_alpha)
-    losses: dict[str, HardLoss] = {
-        "cross_entropy": lambda z, y: cross_entropy(
-            z, y, weights=weights, smoothing=label_smoothing
-        ),
-        "focal": lambda z, y: focal(z, y, gamma=focal_gamma, weights=weights),
-    }
-    return LabelLoss(losses[name], weights, weighting == "balanced_batch")
+    loss = LOSSES[name](weights, label_smoothing, focal_gamma)
+    return LabelLoss(loss, weights, weighting == "balanced_batch")
 
 
 def _log_probabilities(logits: jax.Array) -> jax.Array:

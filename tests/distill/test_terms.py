@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mela_jax import parallel
+from mela_jax import config, parallel
 from mela_jax.distill.hints import Regressor, hint_loss
 from mela_jax.distill.relations import angle_loss, distance_loss
 from mela_jax.distill.teachers import Teachers
@@ -299,3 +299,7 @@ def test_a_kind_of_weight_0_is_left_out():
     shapes = tiny.shapes_of(network, network)
     names = [t.name for t in tiny.distill_terms(shapes, angle=2.0)]
     assert names == ["hard", "soft", "angle"]
+
+
+def test_every_kind_has_its_weight_in_the_configuration():
+    assert config.default().distill.weights.keys() == {"logits", *KINDS}
