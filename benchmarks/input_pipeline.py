@@ -9,6 +9,7 @@ in turn from tf.data and from plain threads.
 """
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
@@ -84,40 +85,35 @@ def measure(
             )
             decoding.append(time.perf_counter() - start)
         steps = len(records) // arguments.batch_size
-        # The first epoch of each starts threads and fills the queue.
-        num_steps = (arguments.rounds + 1) * steps
-        options = {
-            "images": cache.images,
-            "labels": np.array([r.label for r in records]),
-            "indices": np.arange(len(records)),
-            "views": Views(AugmentSettings(**config.default().augment.to_dict())),
-            "image_size": size,
-            "batch_size": arguments.batch_size,
-            "seed": 0,
-        }
-        fetch = input_pipeline.make_train_fetch(**options)
+        fetch = input_pipeline.make_train_fetch(
+            cache.images,
+            np.array([r.label for r in records]),
+            np.arange(len(records)),
+            views=Views(AugmentSettings(**config.default().augment.to_dict())),
+            image_size=size,
+            batch_size=arguments.batch_size,
+            seed=0,
+        )
+        dtypes = {key: value.dtype for key, value in fetch(0).items()}
         ways = {
-            "tf.data": input_pipeline.make_train_batches(
-                start_step=0, num_steps=num_steps, **options
-            ),
-            "threads": fetch_ahead(fetch, start=0, stop=num_steps),
+            "tf.data": functools.partial(input_pipeline.stream, fetch, dtypes=dtypes),
+            "threads": functools.partial(fetch_ahead, fetch),
         }
         wall: dict[str, list[float]] = {name: [] for name in ways}
         cpu: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(arguments.rounds + 1):
-            for name, batches in ways.items():
+        for number in range(arguments.rounds):
+            for name, way in ways.items():
+                batches = way(start=number * steps, stop=(number + 1) * steps)
+                # With the first batch here, threads and pipeline have started.
+                next(batches)
                 start, start_cpu = time.perf_counter(), time.process_time()
-                for _ in range(steps):
-                    next(batches)
-                wall[name].append(time.perf_counter() - start)
-                cpu[name].append(time.process_time() - start_cpu)
-        for batches in ways.values():
-            batches.close()
-    views = steps * arguments.batch_size
+                views = arguments.batch_size * sum(1 for _ in batches)
+                wall[name].append((time.perf_counter() - start) / views)
+                cpu[name].append((time.process_time() - start_cpu) / views)
     return (
         len(records) / statistics.median(decoding),
-        {name: statistics.median(times[1:]) / views for name, times in wall.items()},
-        {name: statistics.median(times[1:]) / views for name, times in cpu.items()},
+        {name: statistics.median(values) for name, values in wall.items()},
+        {name: statistics.median(values) for name, values in cpu.items()},
     )
 
 

@@ -6,7 +6,7 @@ from benchmarks import input_pipeline
 def test_table_has_a_row_for_each_file_and_square(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    words = "input_pipeline --sources=40x30 --sizes=16,32 --images=8"
+    words = "input_pipeline --sources=40x30 --sizes=16,32 --images=64"
     monkeypatch.setattr("sys.argv", [*words.split(), "--batch_size=4", "--rounds=1"])
     input_pipeline.main()
     rows = [r for r in capsys.readouterr().out.splitlines() if r.startswith("| 40x30")]
