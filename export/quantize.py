@@ -43,7 +43,7 @@ _FLOAT_OPERATIONS = (
 )
 _FLOAT_LAYERS = (
     # The normalisation, whose rounding would be the picture's.
-    r".*Classifier/body/(sub|div|mul|rev)\w*(;|$)",
+    r".*/body/(sub|div|mul|rev)\w*(;|$)",
     # Whatever else makes up the logit and the probability.
     r".*melanoma_classifier\)/\w+(;|$)",
     r".*StatefulPartitionedCall.*",
@@ -76,7 +76,8 @@ def int8_recipes(network: nn.Module) -> tuple[Recipe, ...]:
     Args:
       network: the `Classifier` that the float file was made of.
     """
-    parts = (rf".*Classifier/{re.escape(part)}.*" for part in float_parts(network))
+    # Between the network and a part stands the method that calls it.
+    parts = (rf".*/{re.escape(part)}.*" for part in float_parts(network))
     layers = (*_FLOAT_LAYERS, *parts)
     return (
         Recipe("int8", layers),
