@@ -66,6 +66,32 @@ def file_answers(run: FinishedRun, content: bytes, split: str) -> Answers:
     return Answers(logits, run.predictions(split, logits, probabilities))
 
 
+def disagreement(expected: Answers, found: Answers) -> float:
+    """Return the largest difference, of P(class) or of logits by 1 + |logit|."""
+    off = np.abs(found.logits - expected.logits) / (1 + np.abs(expected.logits))
+    classes = [answers.predictions.classes for answers in (expected, found)]
+    if classes[0] is None or classes[1] is None:
+        return float(off.max())
+    between = np.abs(classes[0].score - classes[1].score)
+    return float(max(off.max(), between.max()))
+
+
+def is_as_measured(
+    run: FinishedRun, content: bytes, measured: Mapping[str, Answers], recipe: str
+) -> bool:
+    """Say whether a file that is to be shipped answers as what was measured."""
+    logits, probabilities = PhoneModel(content, source="export").score(
+        run.pixels("test")[:8]
+    )
+    expected = measured["test"]
+    difference = np.abs(probabilities - expected.predictions.score[:8]).max()
+    # Of slope and intercept, which a float16 file has in half precision.
+    rounding = 2.0**-10 if recipe == "float16" else 2.0**-22
+    a, b = run.calibration.a, run.calibration.b
+    allowed = 1e-5 + rounding * (a * np.abs(logits).max() + abs(b))
+    return list(logits) == list(expected.logits[:8]) and difference <= allowed
+
+
 def loss_on_validation(
     run: FinishedRun, float_model: Answers, file: Answers
 ) -> dict[str, float]:

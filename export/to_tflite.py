@@ -125,11 +125,9 @@ class Export:
 
     def _write_file(self, name: str, mode: str, made: dict[str, Any]) -> dict[str, Any]:
         """Write one file with its metadata; return its entry in metrics.json."""
-        import numpy as np
-
         from export import measure, metadata
         from mela_jax.atomic import write_atomically
-        from mela_jax.tflite import PhoneModel, add_metadata
+        from mela_jax.tflite import add_metadata
 
         run = self._run
         figures = measure.measure(run, self._reference, made["answers"])
@@ -142,16 +140,7 @@ class Export:
             activation_map=self._activation_map,
         )
         content = add_metadata(made["content"], described)
-        # What is shipped must answer as what was measured.
-        few = run.pixels("test")[:8]
-        logits, probabilities = PhoneModel(content, source=name).score(few)
-        measured = made["answers"]["test"]
-        difference = np.abs(probabilities - measured.predictions.score[:8]).max()
-        # Of slope and intercept, which a float16 file has in half precision.
-        rounding = 2.0**-10 if made["recipe"] == "float16" else 2.0**-22
-        a, b = run.calibration.a, run.calibration.b
-        allowed = 1e-5 + rounding * (a * np.abs(logits).max() + abs(b))
-        if list(logits) != list(measured.logits[:8]) or difference > allowed:
+        if not measure.is_as_measured(run, content, made["answers"], made["recipe"]):
             raise RuntimeError(f"{name} answers differently with its metadata inside")
         identity = {
             "file": name,
@@ -268,17 +257,10 @@ class Export:
 
     def _check_float32(self) -> None:
         """Refuse a converted graph that does not compute what the network does."""
-        import numpy as np
-
         from export import measure
 
         file = measure.file_answers(self._run, self._float32, "val")
-        expected = self._reference["val"].logits
-        worst = np.max(np.abs(file.logits - expected) / (1 + np.abs(expected)))
-        classes = self._reference["val"].predictions.classes
-        if classes and file.predictions.classes:
-            off = np.abs(file.predictions.classes.score - classes.score)
-            worst = max(worst, off.max())
+        worst = measure.disagreement(self._reference["val"], file)
         if not worst <= FLOAT32_TOLERANCE:
             raise UserError(
                 f"the converted {self._run.name} answers differently from the network "

@@ -25,13 +25,9 @@ METADATA_NAME = "mela_jax"
 METADATA_VERSION = 2
 
 SIGNATURE = "serving_default"
-INPUT, LOGIT, PROBABILITY, PROBABILITIES, ACTIVATION_MAP = (
-    "image",
-    "logit",
-    "probability",
-    "probabilities",
-    "activation_map",
-)
+INPUT = "image"
+LOGIT, PROBABILITY, PROBABILITIES = "logit", "probability", "probabilities"
+ACTIVATION_MAP = "activation_map"
 INPUT_DTYPES = ("float32", "uint8")
 
 _IDENTIFIER = b"TFL3"
@@ -273,8 +269,7 @@ class PhoneModel:
 
         Both hold float32 values: what the file itself answers, and what a phone sees.
         """
-        logits, probabilities, _ = self.score_classes(images)
-        return logits, probabilities
+        return self.score_classes(images)[:2]
 
     def score_classes(
         self, images: npt.NDArray[np.uint8]
