@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -16,17 +14,19 @@ from mela_jax import parallel, run_record, steps
 from mela_jax.checkpoint import read_description
 from mela_jax.config import default, expand_user
 from mela_jax.data.cache import open_cache
-from mela_jax.data.load import load_records
 from mela_jax.data.records import Record
 from mela_jax.data.splits import SPLITS, read_splits
 from mela_jax.errors import UserError
 from mela_jax.evaluation.calibration import SLOPES, Calibration, read_calibration
+from mela_jax.evaluation.classes import ClassScores
 from mela_jax.evaluation.scores import Predictions, read_predictions
-from mela_jax.models.zoo import create_model
-from mela_jax.pipeline import load_model
+from mela_jax.images import Images, find_records
+from mela_jax.labels import LabelSpace, class_labels, make_label_space
+from mela_jax.models.head import Classifier
+from mela_jax.saved_models import load_model, network_of
 from mela_jax.state import Variables
-from mela_jax.tflite import to_probability
-from mela_jax.train import Images, score
+from mela_jax.tflite import to_class_probabilities
+from mela_jax.train import score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FinishedRun:
     """One model of a finished run, and the images that it is judged by.
 
     Attributes:
-      name: "teacher", "student" or "baseline".
+      name: of the model's folder, such as "student".
       config: the run's configuration.
       record: config.json: configuration, data, provenance.
       description: the model's model.json.
@@ -53,7 +53,7 @@ class FinishedRun:
     config: ConfigDict
     record: dict[str, Any]
     description: dict[str, Any]
-    network: nn.Module
+    network: Classifier
     variables: Variables
     figures: dict[str, Any]
     calibration: Calibration
@@ -61,6 +61,11 @@ class FinishedRun:
     reported: dict[str, np.ndarray]
     records: list[Record]
     images: Images
+
+    @property
+    def classes(self) -> LabelSpace:
+        """What the model tells apart."""
+        return self.images.classes
 
     @property
     def threshold(self) -> float:
@@ -79,18 +84,37 @@ class FinishedRun:
         """Return the images of a split, uint8[n, S, S, 3], read from the disk."""
         return self.images.evaluation[self.images.rows[split]]
 
-    def predictions(self, split: str, logits: np.ndarray) -> Predictions:
-        """Return logits float64[n] of a split as calibrated P(melanoma), with ids."""
-        rows = self.images.rows[split]
+    def predictions(
+        self, split: str, logits: np.ndarray, probabilities: np.ndarray
+    ) -> Predictions:
+        """Return a model's answers for a split, calibrated, with ids and labels.
+
+        Args:
+          split: "train", "val" or "test".
+          logits: float64[n], log-odds of melanoma.
+          probabilities: float64[n, K], P(class); that of melanoma is not used.
+        """
+        rows, classes = self.images.rows[split], self.classes
+        calibrated = to_class_probabilities(
+            logits,
+            probabilities,
+            melanoma=classes.melanoma,
+            calibration=dataclasses.asdict(self.calibration),
+        )
         return Predictions(
             image_id=[self.records[row].image_id for row in rows],
             lesion_id=[self.records[row].lesion_id for row in rows],
-            label=self.images.labels[rows],
-            score=to_probability(logits, dataclasses.asdict(self.calibration)),
+            label=self.images.melanoma[rows].astype(int),
+            score=calibrated[:, classes.melanoma],
+            classes=None
+            if classes.is_binary
+            else ClassScores(
+                classes.names, self.images.labels[rows], calibrated, classes.melanoma
+            ),
         )
 
     def float_logits(self, split: str) -> np.ndarray:
-        """Return the logits float64[n] of the Flax network for a split."""
+        """Return the logits float64[n, K] of the Flax network for a split."""
         mesh = parallel.make_mesh()
         eval_step = parallel.map_eval_step(steps.make_eval_step(self.network), mesh)
         logits = score(
@@ -109,7 +133,7 @@ def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
 
     Args:
       workdir: its folder.
-      name: "teacher", "student" or "baseline".
+      name: of one of its models, such as "student" or "teacher_2".
       data_dir: where the images are now; None: where they were.
 
     Raises:
@@ -117,9 +141,11 @@ def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
         are not those that it was trained on.
     """
     figures = _read_figures(workdir)
-    if name not in figures or read_description(workdir / name) is None:
+    # A teacher of another run is in the report and has no folder here.
+    here = [n for n in figures if read_description(workdir / n) is not None]
+    if name not in here:
         raise UserError(
-            f"--model={name}: {workdir} has none; it has: {', '.join(figures)}"
+            f"--model={name}: {workdir} has none; it has: {', '.join(here)}"
         )
     record = _read_record(workdir)
     config = _config(record)
@@ -127,26 +153,26 @@ def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
         config.data.dir = data_dir
     model = load_model(workdir / name, parallel.make_mesh())
     description = model.description
-    for field in ("image_size", "crop"):
-        if description[field] != config[field]:
-            raise UserError(
-                f"{workdir / name}: its model.json says {field} {description[field]}, "
-                f"and {workdir / 'config.json'} says {config[field]}; the folder was "
-                "put together from two runs: take a whole workdir"
-            )
     calibration, calibration_means = _read_calibration(workdir / name, figures[name])
     records, images = _load_images(config, workdir, record)
+    for field, said, wanted in (
+        ("image_size", description["image_size"], config.image_size),
+        ("crop", description["crop"], config.crop),
+        ("classes", model.classes.names, images.classes.names),
+        ("melanoma", model.classes.melanoma, images.classes.melanoma),
+    ):
+        if said != wanted:
+            raise UserError(
+                f"{workdir / name}: its model.json says {field} {said}, and "
+                f"{workdir / 'config.json'} says {wanted}; the folder was put together "
+                "from two runs: take a whole workdir"
+            )
     return FinishedRun(
         name=name,
         config=config,
         record=record,
         description=description,
-        network=create_model(
-            description["model"],
-            pool=description["pool"],
-            hidden=description["hidden"],
-            dtype=jnp.float32,
-        ),
+        network=network_of(description, dtype="float32"),
         variables=jax.device_get(model.variables),
         figures=figures[name],
         calibration=calibration,
@@ -258,13 +284,8 @@ def _load_images(
 ) -> tuple[list[Record], Images]:
     """Find and decode the run's images, in the splits of its splits.csv."""
     data = config.data
-    records = load_records(
-        name=data.name,
-        directory=expand_user(data.dir),
-        download=False,
-        phantom_lesions=data.phantom_lesions,
-        seed=data.split_seed,
-    )
+    data.download = False
+    records = find_records(config)
     table = read_splits(workdir / "splits.csv")
     # Images that could not be read when the run was made are not in its table.
     records = [r for r in records if r.image_id in table]
@@ -290,7 +311,11 @@ def _load_images(
         )
         for split in SPLITS
     }
-    labels = np.array([r.label for r in records], np.int32)
+    classes = make_label_space(config.labels, records, melanoma=config.melanoma)
     return records, Images(
-        train=cache.images, evaluation=cache.images, labels=labels, rows=rows
+        train=cache.images,
+        evaluation=cache.images,
+        labels=class_labels(classes, records),
+        rows=rows,
+        classes=classes,
     )

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from export.finished import FinishedRun
 from mela_jax.evaluation.measure import evaluate_model, selection_metrics
 from mela_jax.evaluation.operating_point import confusion
 from mela_jax.evaluation.scores import Predictions
-from mela_jax.pipeline import evaluation_settings, probability
+from mela_jax.results import evaluation_settings
 from mela_jax.tflite import PhoneModel, to_probability
 
 SPLITS = ("val", "test")
@@ -23,8 +24,9 @@ class Answers:
     """A model's answers on one split, in the order of its rows.
 
     Attributes:
-      logits: float64[n].
-      predictions: the same as calibrated P(melanoma), with ids and labels.
+      logits: float64[n], log-odds of melanoma.
+      predictions: calibrated P(melanoma), and P(class) where there are several
+        classes, with ids and labels.
     """
 
     logits: np.ndarray
@@ -49,14 +51,45 @@ def float_answers(run: FinishedRun) -> dict[str, Answers]:
     found = {}
     for split in SPLITS:
         logits = run.float_logits(split)
-        found[split] = Answers(logits, run.predictions(split, logits))
+        log_odds = run.classes.log_odds(logits)
+        found[split] = Answers(
+            log_odds,
+            run.predictions(split, log_odds, run.classes.probabilities(logits)),
+        )
     return found
 
 
 def file_answers(run: FinishedRun, content: bytes, split: str) -> Answers:
     """Return the answers of a file for a split, through LiteRT."""
-    logits, _ = PhoneModel(content, source="export").score(run.pixels(split))
-    return Answers(logits, run.predictions(split, logits))
+    model = PhoneModel(content, source="export")
+    logits, _, probabilities = model.score_classes(run.pixels(split))
+    return Answers(logits, run.predictions(split, logits, probabilities))
+
+
+def disagreement(expected: Answers, found: Answers) -> float:
+    """Return the largest difference, of P(class) or of logits by 1 + |logit|."""
+    off = np.abs(found.logits - expected.logits) / (1 + np.abs(expected.logits))
+    classes = [answers.predictions.classes for answers in (expected, found)]
+    if classes[0] is None or classes[1] is None:
+        return float(off.max())
+    between = np.abs(classes[0].score - classes[1].score)
+    return float(max(off.max(), between.max()))
+
+
+def is_as_measured(
+    run: FinishedRun, content: bytes, measured: Mapping[str, Answers], recipe: str
+) -> bool:
+    """Say whether a file that is to be shipped answers as what was measured."""
+    logits, probabilities = PhoneModel(content, source="export").score(
+        run.pixels("test")[:8]
+    )
+    expected = measured["test"]
+    difference = np.abs(probabilities - expected.predictions.score[:8]).max()
+    # Of slope and intercept, which a float16 file has in half precision.
+    rounding = 2.0**-10 if recipe == "float16" else 2.0**-22
+    a, b = run.calibration.a, run.calibration.b
+    allowed = 1e-5 + rounding * (a * np.abs(logits).max() + abs(b))
+    return list(logits) == list(expected.logits[:8]) and difference <= allowed
 
 
 def loss_on_validation(
@@ -131,7 +164,9 @@ def measure(
       it (the file's minus the float model's); at_float_threshold, what the file does
       when the float model's threshold is kept: sensitivity, specificity and flips;
       flips, at its own threshold: the number of images whose decision is another than
-      the float model's, and how many of these are melanomas now missed or now found.
+      the float model's, and how many of these are melanomas now missed or now found;
+      class_flips: the number of images whose most probable class is another, None
+      where there is one class.
     """
     figures = evaluate_model(
         file["val"].predictions,
@@ -162,7 +197,7 @@ def _against(
 ) -> dict[str, Any]:
     label = file.predictions.label
     difference = file.logits - float_model.logits
-    uncalibrated = probability(file.logits)
+    uncalibrated = expit(file.logits)
     kept = confusion(label, uncalibrated, float_threshold)
     return {
         "logit_max": float(np.abs(difference).max()),
@@ -172,6 +207,7 @@ def _against(
             - roc_auc_score(label, float_model.predictions.score)
         ),
         "flips": _flips(label, before, file.predictions.score >= threshold),
+        "class_flips": _class_flips(float_model.predictions, file.predictions),
         "at_float_threshold": {
             "threshold": float_threshold,
             "sensitivity": kept.tp / (kept.tp + kept.fn),
@@ -191,3 +227,10 @@ def _flips(label: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str
         "others_now_flagged": int(np.sum(~melanoma & ~before & after)),
         "others_now_let_pass": int(np.sum(~melanoma & before & ~after)),
     }
+
+
+def _class_flips(before: Predictions, after: Predictions) -> int | None:
+    """Count the images whose most probable class changed."""
+    if before.classes is None or after.classes is None:
+        return None
+    return int(np.sum(before.classes.decision != after.classes.decision))

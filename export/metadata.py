@@ -5,11 +5,13 @@ from typing import Any
 from export.finished import FinishedRun
 from export.measure import logit_threshold
 from mela_jax import run_record
+from mela_jax.labels import LabelSpace
 from mela_jax.tflite import (
     ACTIVATION_MAP,
     INPUT,
     LOGIT,
     METADATA_VERSION,
+    PROBABILITIES,
     PROBABILITY,
 )
 
@@ -48,17 +50,7 @@ def describe(
       input_dtype: "float32" or "uint8".
       activation_map: the file has one.
     """
-    size = run.config.image_size
-    outputs = {
-        LOGIT: "float32 [1]: log-odds of melanoma",
-        PROBABILITY: "float32 [1]: P(melanoma), from 0 to 1: "
-        "1 / (1 + exp(-(a * logit + b))) with a and b of 'calibration'",
-    }
-    if activation_map:
-        outputs[ACTIVATION_MAP] = (
-            "float32 [1, h, w]: class activation map; its mean plus a constant is the "
-            "logit, so that a large value says where the evidence lies"
-        )
+    size, classes = run.config.image_size, run.classes
     return {
         "version": METADATA_VERSION,
         "model": run.name,
@@ -66,6 +58,8 @@ def describe(
         "mode": mode,
         "recipe": recipe,
         "labels": list(LABELS),
+        "classes": list(classes.names),
+        "melanoma": classes.melanoma,
         "input": {
             "name": INPUT,
             "shape": [1, size, size, 3],
@@ -76,7 +70,7 @@ def describe(
             "crop": run.config.crop,
             "crop_means": _CROPS[run.config.crop],
         },
-        "outputs": outputs,
+        "outputs": outputs(classes, activation_map=activation_map),
         "calibration": calibration(run),
         "operating_point": operating_point(figures),
         "training_data": {
@@ -90,6 +84,35 @@ def describe(
         "intended_use": INTENDED_USE,
         "not_a_diagnosis": NOT_A_DIAGNOSIS,
     }
+
+
+def outputs(classes: LabelSpace, *, activation_map: bool) -> dict[str, str]:
+    """Return what each output of a file is, by its name."""
+    found = {
+        LOGIT: "float32 [1]: log-odds of melanoma",
+        PROBABILITY: "float32 [1]: P(melanoma), from 0 to 1: "
+        "1 / (1 + exp(-(a * logit + b))) with a and b of 'calibration'",
+    }
+    explained = "its mean plus a constant is the logit"
+    if not classes.is_binary:
+        found[LOGIT] += " against all other classes: z_mel - logsumexp(z of the others)"
+        found[PROBABILITIES] = (
+            f"float32 [1, {classes.num_logits}]: P(class), from 0 to 1, in the order "
+            "of 'classes', adding up to 1: 'probability' for number 'melanoma', and "
+            "the rest shared out among the others as the network's softmax has it"
+        )
+        explained = (
+            "of melanoma's less the mean of the other classes', each weighted by its "
+            "share q among them: the gradient of the logit by the last feature map, "
+            "times that map; its mean plus b_mel - sum(q * b) - entropy(q), a number "
+            "of the whole image, is the logit"
+        )
+    if activation_map:
+        found[ACTIVATION_MAP] = (
+            f"float32 [1, h, w]: class activation map; {explained}, so that a large "
+            "value says where the evidence lies"
+        )
+    return found
 
 
 def calibration(run: FinishedRun) -> dict[str, Any]:

@@ -43,7 +43,7 @@ _FLOAT_OPERATIONS = (
 )
 _FLOAT_LAYERS = (
     # The normalisation, whose rounding would be the picture's.
-    r".*Classifier/body/(sub|div|mul|rev)\w*(;|$)",
+    r".*/body/(sub|div|mul|rev)\w*(;|$)",
     # Whatever else makes up the logit and the probability.
     r".*melanoma_classifier\)/\w+(;|$)",
     r".*StatefulPartitionedCall.*",
@@ -76,7 +76,8 @@ def int8_recipes(network: nn.Module) -> tuple[Recipe, ...]:
     Args:
       network: the `Classifier` that the float file was made of.
     """
-    parts = (rf".*Classifier/{re.escape(part)}.*" for part in float_parts(network))
+    # Between the network and a part stands the method that calls it.
+    parts = (rf".*/{re.escape(part)}.*" for part in float_parts(network))
     layers = (*_FLOAT_LAYERS, *parts)
     return (
         Recipe("int8", layers),
@@ -85,16 +86,18 @@ def int8_recipes(network: nn.Module) -> tuple[Recipe, ...]:
 
 
 def choose_calibration_rows(
-    rows: np.ndarray, labels: np.ndarray, *, count: int, seed: int
+    rows: np.ndarray, labels: np.ndarray, *, melanoma: int, count: int, seed: int
 ) -> np.ndarray:
     """Choose training images to calibrate with, half of them melanomas if there are.
 
     The range of an activation is set by its extremes, and those of melanomas must be
-    among them, rare as they are.
+    among them, rare as they are; likewise those of every other class, which have equal
+    parts of the other half as far as their images reach.
 
     Args:
       rows: int[n], the rows of the training split.
-      labels: int[N], 1 for melanoma, by row.
+      labels: int[N], of the classes, by row.
+      melanoma: the label of melanoma.
       count: images wanted; all are taken where there are fewer.
       seed: of the choice.
 
@@ -102,8 +105,14 @@ def choose_calibration_rows(
       int[m], sorted rows.
     """
     rng = np.random.default_rng(seed)
-    melanomas = rng.permutation(rows[labels[rows] == 1])
-    others = rng.permutation(rows[labels[rows] == 0])
+    melanomas = rng.permutation(rows[labels[rows] == melanoma])
+    others = rng.permutation(rows[labels[rows] != melanoma])
+    # The first of every class, then the second of every class, ...
+    turn = np.zeros(len(others), np.int64)
+    for label in np.unique(labels[others]):
+        of_class = labels[others] == label
+        turn[of_class] = np.arange(of_class.sum())
+    others = others[np.argsort(turn, kind="stable")]
     num_melanomas = max(min(len(melanomas), count // 2), count - len(others))
     chosen = [melanomas[:num_melanomas], others[: count - num_melanomas]]
     return np.sort(np.concatenate(chosen))

@@ -147,6 +147,24 @@ def _sections(metrics: Mapping[str, Any]) -> Iterator[Section]:
         ),
         [_beside_float(name, file) for name, file in files.items()],
     )
+    if several := {n: f for n, f in files.items() if f["test"]["multiclass"]}:
+        yield Section(
+            "All classes",
+            "What the same files say of every class on the test set, the decision "
+            "being the most probable one: balanced accuracy is the mean sensitivity of "
+            "the classes. It has no threshold and promises nothing of melanoma. "
+            "Changes are the images whose most probable class is not that of the float "
+            "model.",
+            (
+                "File",
+                "Classes",
+                "Balanced accuracy",
+                "Accuracy",
+                "Mean ROC-AUC",
+                "Changes",
+            ),
+            [_all_classes(name, file) for name, file in several.items()],
+        )
 
 
 def _own_figures(name: str, file: Mapping[str, Any]) -> tuple[str, ...]:
@@ -176,6 +194,19 @@ def _beside_float(name: str, file: Mapping[str, Any]) -> tuple[str, ...]:
         f"{100 * kept['sensitivity']:.1f} %",
         f"{100 * kept['specificity']:.1f} %",
         f"{kept['flips']['all']}",
+    )
+
+
+def _all_classes(name: str, file: Mapping[str, Any]) -> tuple[str, ...]:
+    test = file["test"]
+    found = test["multiclass"]
+    return (
+        name,
+        ", ".join(found["classes"]),
+        _rate(found["balanced_accuracy"]),
+        _rate(found["accuracy"]),
+        _area(found["macro_roc_auc"]),
+        f"{test['against_float']['class_flips']} of {test['n']}",
     )
 
 

@@ -73,7 +73,8 @@ class LabelSpace:
         others = xp.delete(logits, self.melanoma, axis=-1)
         highest = others.max(axis=-1, keepdims=True)
         spread = xp.log(xp.exp(others - highest).sum(axis=-1))
-        return logits[..., self.melanoma] - (highest[..., 0] + spread)
+        # In this order a large constant in all logits costs no digits.
+        return (logits[..., self.melanoma] - highest[..., 0]) - spread
 
     def probabilities(self, logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return P(class) float64[n, K] of logits float[n, K], each row adding up to 1.

@@ -129,7 +129,7 @@ def make_scorer(
 
     Args:
         model: a finished working folder of mela_jax.main, or a .tflite file.
-        which: of a folder, "student" (also when None), "teacher" or "baseline".
+        which: of a folder, the name of one of its models; the student when None.
         crop: of a .tflite file without metadata, "center" or "pad".
 
     Raises:
@@ -390,9 +390,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--which",
-        choices=("student", "teacher", "baseline"),
-        help="which of a workdir's models scores; baseline is the student without "
-        f"distillation (default: {DEFAULT_WHICH})",
+        metavar="NAME",
+        help="which of a workdir's models scores: student, teacher, teacher_2, ...; "
+        f"baseline is the student without distillation (default: {DEFAULT_WHICH})",
     )
     parser.add_argument(
         "--crop",

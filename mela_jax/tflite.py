@@ -25,12 +25,9 @@ METADATA_NAME = "mela_jax"
 METADATA_VERSION = 2
 
 SIGNATURE = "serving_default"
-INPUT, LOGIT, PROBABILITY, ACTIVATION_MAP = (
-    "image",
-    "logit",
-    "probability",
-    "activation_map",
-)
+INPUT = "image"
+LOGIT, PROBABILITY, PROBABILITIES = "logit", "probability", "probabilities"
+ACTIVATION_MAP = "activation_map"
 INPUT_DTYPES = ("float32", "uint8")
 
 _IDENTIFIER = b"TFL3"
@@ -176,6 +173,33 @@ def to_probability(
     return expit(calibration["a"] * logits + calibration["b"])
 
 
+def to_class_probabilities(
+    logits: npt.NDArray[np.float64],
+    probabilities: npt.NDArray[np.float64],
+    *,
+    melanoma: int,
+    calibration: Mapping[str, Any],
+) -> npt.NDArray[np.float64]:
+    """Return P(class), float64 [B, K], in which melanoma's is `to_probability`'s.
+
+    The other classes keep their shares among each other, whatever probability of
+    melanoma they were scaled to before.
+
+    Args:
+        logits: float64 [B], log-odds of melanoma.
+        probabilities: [B, K] in [0, 1], K >= 1; of melanoma's column nothing is used.
+        melanoma: index of the class that is melanoma.
+        calibration: "calibration" of the metadata.
+    """
+    found = np.array(probabilities, np.float64)
+    found[:, melanoma] = 0
+    # Where float32 has left nothing of the others, 1 - P(melanoma) is nothing too.
+    found /= np.maximum(found.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    found *= expit(-(calibration["a"] * logits + calibration["b"]))[:, None]
+    found[:, melanoma] = to_probability(logits, calibration)
+    return found
+
+
 class PhoneModel:
     """A model of this project, ready to run on one image at a time.
 
@@ -185,6 +209,7 @@ class PhoneModel:
     Attributes:
         image_size: side S of the square it takes, in pixels.
         outputs: names of its outputs.
+        num_classes: K; 1 where it has no output "probabilities".
     """
 
     def __init__(self, content: bytes, *, source: str):
@@ -224,13 +249,16 @@ class PhoneModel:
                 raise UserError(_foreign(source, f"it has no float output {name}"))
         self.image_size = shape[1]
         self.outputs = sorted(outputs)
+        several = outputs.get(PROBABILITIES)
+        self.num_classes = int(several["shape"][-1]) if several else 1
 
     def run(self, image: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         """Return every output for one image, uint8 [S, S, 3], RGB in [0, 255].
 
         Returns:
             "logit" float32 [1], "probability" float32 [1] in [0, 1], and where the
-            model has it "activation_map" float32 [1, h, w].
+            model has them "probabilities" float32 [1, K] in [0, 1] and
+            "activation_map" float32 [1, h, w].
         """
         return self._runner(**{INPUT: image[None].astype(self._dtype)})
 
@@ -241,12 +269,24 @@ class PhoneModel:
 
         Both hold float32 values: what the file itself answers, and what a phone sees.
         """
+        return self.score_classes(images)[:2]
+
+    def score_classes(
+        self, images: npt.NDArray[np.uint8]
+    ) -> tuple[
+        npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]
+    ]:
+        """Return what `score` does, and P(class) float64 [B, K], as float32 values.
+
+        With one class that is P(melanoma) once more.
+        """
         answers = [self.run(image) for image in images]
-        logits, probabilities = (
-            np.array([answer[name].item() for answer in answers], np.float64)
-            for name in (LOGIT, PROBABILITY)
+        several = PROBABILITIES if PROBABILITIES in self.outputs else PROBABILITY
+        logits, probabilities, classes = (
+            np.array([answer[name].ravel() for answer in answers], np.float64)
+            for name in (LOGIT, PROBABILITY, several)
         )
-        return logits, probabilities
+        return logits[:, 0], probabilities[:, 0], classes
 
 
 class Scorer:
@@ -254,6 +294,9 @@ class Scorer:
 
     Attributes:
         image_size: side of the square it takes, in pixels.
+        classes: names of the K classes it tells apart; ("melanoma",) where it says
+            nothing of them.
+        melanoma: index of the one that is melanoma.
     """
 
     def __init__(self, path: str, *, crop: str | None):
@@ -280,6 +323,15 @@ class Scorer:
             raise UserError(
                 f"--crop={crop}: {path} was trained with crop {self.crop}; leave "
                 "--crop out"
+            )
+        # Files of before there were several classes say nothing of them.
+        said = self._metadata or {}
+        self.classes: tuple[str, ...] = tuple(said.get("classes", ("melanoma",)))
+        self.melanoma: int = said.get("melanoma", 0)
+        if said and self._model.num_classes != len(self.classes):
+            raise UserError(
+                f"{path}: answers {self._model.num_classes} classes, and its metadata "
+                f"name {', '.join(self.classes)}; export the model again"
             )
 
     @property
@@ -308,10 +360,19 @@ class Scorer:
 
     def score(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         """Return P(melanoma), float64 [B], for RGB images, uint8 [B, S, S, 3]."""
-        logits, probabilities = self._model.score(images)
-        if self._metadata:
-            return to_probability(logits, self._metadata["calibration"])
-        return probabilities
+        return self.score_classes(images)[:, self.melanoma]
+
+    def score_classes(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """Return P(class), float64 [B, K], for RGB images, uint8 [B, S, S, 3]."""
+        logits, probability, classes = self._model.score_classes(images)
+        if not self._metadata:
+            return probability[:, None]
+        return to_class_probabilities(
+            logits,
+            classes,
+            melanoma=self.melanoma,
+            calibration=self._metadata["calibration"],
+        )
 
     def _unknown(self, what: str) -> str:
         return (

@@ -5,7 +5,6 @@ Real images are looked for in the folder that the environment variable
 them skip, with the reason, where they are absent.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -21,11 +20,7 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from mela_jax.evaluation.calibration import (  # noqa: E402
-    Calibration,
-    write_calibration,
-)
-from tests.job import Job  # noqa: E402
+from tests.job import Job, make_up_calibration  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_compilation_cache", False)
@@ -79,15 +74,7 @@ def exported(job: Job, finished: Path) -> Path:
     """Return the export of all modes of a finished run. Tests must not change it."""
     workdir = job.root / "exported"
     shutil.copytree(finished, workdir)
-    # The network is hardly trained, and its logits too much alike for a calibration.
-    report = workdir / "report" / "metrics.json"
-    metrics = json.loads(report.read_text())
-    figures = metrics["models"]["student"]
-    threshold = figures["val"]["operating_point"]["threshold"]
-    made_up = Calibration("platt", 0.8, -0.3, threshold, threshold)
-    write_calibration(workdir / "student" / "calibration.json", made_up, about={})
-    figures["uncalibrated"] = None
-    report.write_text(json.dumps(metrics))
+    make_up_calibration(workdir)
     # Likewise, whether its int8 file is within the tolerance, and so which recipe it
     # takes, would be a matter of rounding.
     done = job.run_module(

@@ -1,6 +1,7 @@
 """The smallest whole job, in processes of its own, for the end-to-end tests."""
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import tiny
+from mela_jax.evaluation.calibration import Calibration, write_calibration
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Seconds for one process or one event in it. Only a machine that hangs comes near.
@@ -144,3 +146,18 @@ class Job:
     def run_module(self, module: str, *arguments: str) -> Finished:
         """Run `python -m module arguments...` to its end."""
         return self.start_module(module, *arguments).finish()
+
+
+def make_up_calibration(workdir: Path) -> None:
+    """Give the student of a finished run a calibration.
+
+    It has none: the network is hardly trained, and its logits too much alike.
+    """
+    report = workdir / "report" / "metrics.json"
+    metrics = json.loads(report.read_text())
+    figures = metrics["models"]["student"]
+    threshold = figures["val"]["operating_point"]["threshold"]
+    made_up = Calibration("platt", 0.8, -0.3, threshold, threshold)
+    write_calibration(workdir / "student" / "calibration.json", made_up, about={})
+    figures["uncalibrated"] = None
+    report.write_text(json.dumps(metrics))

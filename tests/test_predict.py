@@ -324,7 +324,6 @@ def test_a_score_that_is_no_probability_is_refused(tmp_path, scorer, capsys, bad
         (("--threshold=nan",), "number from 0 to 1"),
         (("--batch_size=0",), "whole number above 0"),
         (("--batch_size=2.5",), "whole number above 0"),
-        (("--which=nurse",), "student"),
         (("--colour=red",), "unrecognized"),
     ],
 )

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as np_st
+from scipy.special import expit
 
 from mela_jax import tflite
 from mela_jax.errors import UserError
@@ -134,6 +138,28 @@ def test_high_probabilities_do_not_tie():
     assert len(set(tflite.to_probability(logits, {"a": 1.0, "b": 0.0}))) == len(logits)
 
 
+@given(
+    np_st.arrays(np.float32, (5, 4), elements=st.floats(0, 1, width=32)),
+    np_st.arrays(np.float64, 5, elements=st.floats(-1e4, 1e4)),
+    st.integers(0, 3),
+)
+def test_other_classes_share_what_melanoma_leaves(given, logits, melanoma):
+    calibration = {"a": 0.7, "b": -0.4}
+    found = tflite.to_class_probabilities(
+        logits, given, melanoma=melanoma, calibration=calibration
+    )
+    np.testing.assert_array_equal(
+        found[:, melanoma], tflite.to_probability(logits, calibration)
+    )
+    assert ((found >= 0) & (found <= 1)).all()
+    others, before = (np.delete(x, melanoma, axis=1) for x in (found, given))
+    enough = before.sum(axis=1) > 1e-30
+    np.testing.assert_allclose(found.sum(axis=1)[enough], 1, rtol=1e-12)
+    rest = expit(-(0.7 * logits - 0.4))[:, None]
+    shares = before / np.maximum(before.sum(axis=1, dtype=float), 1e-300)[:, None]
+    np.testing.assert_allclose(others[enough], (rest * shares)[enough], rtol=1e-9)
+
+
 def test_a_model_of_another_kind_is_refused(foreign):
     with pytest.raises(UserError, match="m: is a TFLite model, but not one of mela"):
         tflite.PhoneModel(foreign, source="m")
@@ -149,6 +175,20 @@ def test_the_scorer_knows_its_crop_and_threshold(tmp_path, int8):
     assert tflite.Scorer(path, crop="pad").crop == "pad"
     with pytest.raises(UserError, match="--crop=center: .* crop pad"):
         tflite.Scorer(path, crop="center")
+
+
+def test_a_file_of_melanoma_alone_has_one_class(tmp_path, int8):
+    # These metadata say nothing of classes, as before there were several.
+    path = save(tmp_path / "m.tflite", tflite.add_metadata(int8, METADATA))
+    scorer = tflite.Scorer(path, crop=None)
+    assert (scorer.classes, scorer.melanoma) == (("melanoma",), 0)
+    np.testing.assert_array_equal(
+        scorer.score_classes(images(3))[:, 0], scorer.score(images(3))
+    )
+    wrong = METADATA | {"classes": ["mel", "nv"], "melanoma": 0}
+    path = save(tmp_path / "m.tflite", tflite.add_metadata(int8, wrong))
+    with pytest.raises(UserError, match="1 classes, and its metadata name mel, nv"):
+        tflite.Scorer(path, crop=None)
 
 
 def test_without_metadata_the_scorer_asks_for_what_it_lacks(tmp_path, int8):

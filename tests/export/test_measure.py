@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export import measure
+from mela_jax.evaluation.classes import ClassScores
 from mela_jax.evaluation.scores import Predictions
 from mela_jax.tflite import to_probability
 
@@ -41,9 +42,23 @@ def test_flips_are_counted_by_what_they_do():
     # At its own threshold 0.4 the file flags the second melanoma and the last other.
     assert found["flips"]["all"] == 3
     assert found["flips"]["melanomas_now_missed"] == 0
+    assert found["class_flips"] is None
     difference = after.logits - before.logits
     assert found["logit_max"] == np.abs(difference).max()
     assert found["logit_rmse"] == pytest.approx(np.std(difference, mean=0.0))
+
+
+def test_class_flips_are_changes_of_the_most_probable_class():
+    def scored(rows):
+        score = np.array(rows)
+        classes = ClassScores(("nv", "mel", "bkl"), np.array([1, 0, 2]), score)
+        names = ["a", "b", "c"]
+        return Predictions(names, names, [1, 0, 0], score[:, 1], classes=classes)
+
+    before = scored([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.4, 0.25, 0.35]])
+    after = scored([[0.3, 0.4, 0.3], [0.2, 0.5, 0.3], [0.35, 0.25, 0.4]])
+    assert measure._class_flips(before, after) == 2
+    assert measure._class_flips(before, before) == 0
 
 
 @given(

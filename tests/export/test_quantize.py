@@ -16,7 +16,9 @@ def test_calibration_rows_are_balanced_and_from_the_split(melanomas, others, cou
     labels = np.zeros(2000, np.int32)
     split = np.arange(2000)[::2][: melanomas + others]
     labels[split[:melanomas]] = 1
-    found = quantize.choose_calibration_rows(split, labels, count=count, seed=3)
+    found = quantize.choose_calibration_rows(
+        split, labels, melanoma=1, count=count, seed=3
+    )
     assert len(found) == len(set(found)) == min(count, len(split))
     assert set(found) <= set(split)
     num_melanomas = labels[found].sum()
@@ -30,10 +32,30 @@ def test_calibration_rows_follow_the_seed():
     labels = np.arange(1000) % 5 == 0
     choose = quantize.choose_calibration_rows
     first, again, other = (
-        choose(np.arange(1000), labels, count=256, seed=seed) for seed in (1, 1, 2)
+        choose(np.arange(1000), labels, melanoma=1, count=256, seed=seed)
+        for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert set(first) != set(other)
+
+
+@given(
+    st.lists(st.integers(0, 300), min_size=3, max_size=7).filter(any),
+    st.integers(256, 600),
+    st.integers(0, 2),
+)
+def test_other_classes_have_equal_parts_as_far_as_they_reach(sizes, count, melanoma):
+    labels = np.random.default_rng(4).permutation(np.repeat(range(len(sizes)), sizes))
+    found = quantize.choose_calibration_rows(
+        np.arange(len(labels)), labels, melanoma=melanoma, count=count, seed=3
+    )
+    assert len(set(found)) == min(count, len(labels))
+    taken = np.bincount(labels[found], minlength=len(sizes))
+    assert taken[melanoma] >= min(sizes[melanoma], count // 2)
+    others = [k for k in range(len(sizes)) if k != melanoma]
+    most = max(taken[others])
+    # A class with fewer than the largest part has given all it has, or was next.
+    assert all(taken[k] in (sizes[k], most, most - 1) for k in others)
 
 
 def test_ranges_are_the_extremes_of_all_images(exported):
@@ -42,7 +64,7 @@ def test_ranges_are_the_extremes_of_all_images(exported):
     images = rng.integers(0, 256, (5, 32, 32, 3), np.uint8)
     ranges = quantize.calibrate(content, images)
     # The first operation, pixel / 127.5, is one whose values are known from outside.
-    name = next(name for name in ranges if "Classifier/body/div" in name)
+    name = next(name for name in ranges if "/body/div" in name)
     assert ranges[name]["min"] == pytest.approx(images.min() / 127.5)
     assert ranges[name]["max"] == pytest.approx(images.max() / 127.5)
 

@@ -76,6 +76,7 @@ def test_all_modes_are_written_with_what_they_are(exported, files):
             assert entry["calibration"][key] == getattr(fitted, key)
         assert "fitted to the float model" in inside["calibration"]["means"]
         assert inside["labels"] == ["not_melanoma", "melanoma"]
+        assert (inside["classes"], inside["melanoma"]) == (["melanoma"], 0)
         assert inside["input"]["crop"] == "center"
         assert inside["training_data"]["made_up"] is True
         run = read_json(exported.parent / "config.json")
@@ -181,6 +182,15 @@ def test_without_a_calibration_the_probability_is_the_score(
     report = read_json(path)
     report["models"]["student"]["uncalibrated"] = uncalibrated
     path.write_text(json.dumps(report))
+    # Nor did a run of that time know of several classes.
+    path = workdir / "student" / "model.json"
+    description = read_json(path)
+    del description["classes"], description["melanoma"]
+    path.write_text(json.dumps(description))
+    path = workdir / "config.json"
+    record = read_json(path)
+    del record["config"]["labels"], record["config"]["melanoma"]
+    path.write_text(json.dumps(record))
     older = open_run(workdir, "student", data_dir=None)
     options = options_for(workdir, "--model=student")
     metrics = to_tflite.Export(older, options, tmp_path).write(["float32"])
