@@ -9,7 +9,7 @@ TensorFlow takes seconds to import, and is when the first batch is asked for: se
 `mela_jax.lazy_tensorflow`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -40,7 +40,7 @@ def make_train_batches(
     row_weights: np.ndarray | None = None,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Make the training batches of steps `start_step` to `num_steps - 1`.
 
     Args:
@@ -168,7 +168,7 @@ def make_view_batches(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Make batches that hold one view of every row of `indices` once, in order.
 
     It is the view that training shows under that number. The last batch is filled up
@@ -225,7 +225,7 @@ def make_eval_batches(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Make batches that hold every row of `indices` once, in order, unaugmented.
 
     The last batch is filled up with the first row; `mask` tells.
@@ -318,7 +318,7 @@ def _dtypes(views: Views, **more: DTypeLike) -> dict[str, DTypeLike]:
 
 def stream(
     fetch: Fetch, *, dtypes: Mapping[str, DTypeLike], start: int, stop: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Yield the batches of `start` to `stop - 1` in order, fetched ahead by tf.data.
 
     Two threads fetch and one batch waits. Ending or closing the iterator ends the
