@@ -22,6 +22,7 @@ from mela_jax.evaluation.scores import (
     write_predictions,
 )
 from mela_jax.images import Images
+from mela_jax.labels import LabelSpace
 from mela_jax.stages import Model, count_views
 from mela_jax.train import score
 
@@ -169,7 +170,7 @@ def report(
         run={
             "data": f"{config.data.name}, {config.data.dir}",
             "image size": f"{config.image_size} px, crop {config.crop}",
-            "classes": ", ".join(describe_classes(models)),
+            "classes": describe_classes(models["student"].classes),
             "distillation": describe_distillation(config),
             "views of an image": f"{count_views(config) or 'one for every epoch'}",
             "seed": f"{config.seed} (split {config.data.split_seed})",
@@ -188,9 +189,11 @@ def report(
     return metrics
 
 
-def describe_classes(models: Mapping[str, Model]) -> list[str]:
-    """Return what the models tell apart."""
-    return [*models["student"].classes.names]
+def describe_classes(classes: LabelSpace) -> str:
+    """Return what the models tell apart, in one line."""
+    if classes.is_binary:
+        return "melanoma against the rest"
+    return ", ".join(classes.names)
 
 
 def describe_distillation(config: ConfigDict) -> str:
