@@ -26,6 +26,9 @@ Operation = qtyping.TFLOperationName
 # Tensor name -> {"min", "max"}.
 Ranges = Mapping[str, Any]
 
+# A tensor whose values are all smaller is 0 throughout.
+_DEAD = 1e-6
+
 # Kept float in every int8 file. XNNPACK has no int8 HARD_SWISH, and an int8 one would
 # cut the graph into pieces that hand tensors back and forth; an 8-bit logit has too few
 # values to place a threshold on, which is why the last layers and the ends stay float.
@@ -121,6 +124,10 @@ def choose_calibration_rows(
 def calibrate(float_model: bytes, images: np.ndarray) -> Ranges:
     """Return the smallest and largest value of every tensor over some images.
 
+    A tensor that was 0 on all of them, such as what a dead ReLU leaves, gets the range
+    from 0 to 1: its own would make a scale of 1e-12, and XNNPACK's kernels, given such a
+    scale, write past their buffers.
+
     Args:
       float_model: a float32 file.
       images: uint8[m, S, S, 3], RGB.
@@ -135,7 +142,11 @@ def calibrate(float_model: bytes, images: np.ndarray) -> Ranges:
             qsv_update_func=qsv_utils.min_max_update,
         )
         found.calibrate({SIGNATURE: data}, _int8_rules(float_layers=()))
-    return found.get_model_qsvs()
+    ranges = found.get_model_qsvs()
+    for extremes in ranges.values():
+        if np.abs([extremes["min"], extremes["max"]]).max() < _DEAD:
+            extremes["max"] = np.ones_like(extremes["max"])
+    return ranges
 
 
 def quantize_int8(float_model: bytes, ranges: Ranges, recipe: Recipe) -> bytes:

@@ -242,7 +242,7 @@ def fit(
         profile_steps=schedule.profile_steps,
     )
     if not first_step:
-        progress.parameters(task.variables["params"])
+        progress.parameters(task.variables)
     with (
         stop_requests() as stop_requested,
         contextlib.closing(batches),

@@ -1,12 +1,15 @@
 """Quantized files: what they are calibrated with and what stays float in them."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export import quantize
+from export import graph, quantize
+from mela_jax.models.zoo import create_model
 from mela_jax.tflite import PhoneModel
 from tflite_bench.graph import read_graph
 
@@ -67,6 +70,35 @@ def test_ranges_are_the_extremes_of_all_images(exported):
     name = next(name for name in ranges if "/body/div" in name)
     assert ranges[name]["min"] == pytest.approx(images.min() / 127.5)
     assert ranges[name]["max"] == pytest.approx(images.max() / 127.5)
+
+
+def test_an_int8_file_with_a_dead_squeeze_runs_and_answers_as_the_float_one():
+    """Its ReLU lets nothing through; such a scale once brought XNNPACK down."""
+    network = create_model("mobilenet_v3_small")
+    image = jnp.zeros((1, 32, 32, 3))
+    variables = jax.jit(lambda: network.init(jax.random.key(0), image, train=False))()
+    squeeze = variables["params"]["body"]["block_06"]["squeeze_excite"]["reduce"]
+    squeeze["bias"] = jnp.full_like(squeeze["bias"], -10.0)
+    content = graph.convert(
+        network,
+        variables,
+        image_size=32,
+        input_dtype="float32",
+        activation_map=False,
+    )
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    ranges = quantize.calibrate(content, images)
+    dead = [
+        name
+        for name, found in ranges.items()
+        if "block_06/squeeze_excite/reduce" in name and found["min"].max() == 0
+    ]
+    assert any(ranges[name]["max"].max() == 1 for name in dead)
+    rounded = quantize.quantize_int8(content, ranges, quantize.int8_recipes(network)[0])
+    ours, theirs = (
+        PhoneModel(each, source="test").score(images)[0] for each in (rounded, content)
+    )
+    assert np.abs(ours - theirs).max() < 0.2 * max(np.abs(theirs).max(), 1e-3)
 
 
 def test_int8_is_one_piece_with_its_ends_in_float(exported):
