@@ -125,8 +125,8 @@ def calibrate(float_model: bytes, images: np.ndarray) -> Ranges:
     """Return the smallest and largest value of every tensor over some images.
 
     A tensor that was 0 on all of them, such as what a dead ReLU leaves, gets the range
-    from 0 to 1: its own would make a scale of 1e-12, and XNNPACK's kernels, given such a
-    scale, write past their buffers.
+    from 0 to 1: its own would make a scale of 1e-12, and given such a scale XNNPACK's
+    kernels write past their buffers.
 
     Args:
       float_model: a float32 file.
