@@ -194,7 +194,7 @@ def _teachers(
                 model.description,
                 images,
                 views,
-                num_views=min(views.recurring, stage.config.epochs * views.per_image),
+                num_views=_views_seen(stage, views),
                 seed=seed,
                 mesh=mesh,
                 batch_size=config.eval_batch_size,
