@@ -1,6 +1,9 @@
 """`rkd.py` on 2 cores: HAM10000 at 200x150, 64 px, EfficientNet-Lite0 as teacher.
 
 python -m mela_jax.main --config=configs/papers/rkd_cpu.py --workdir=runs/rkd_cpu
+
+One seed: 238 s for the student beside other jobs; ROC-AUC of melanoma 0.821, balanced accuracy 52 %
+on the test set. See docs/distillation.md for intervals and for what that shows.
 """
 
 from ml_collections import ConfigDict
