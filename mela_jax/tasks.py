@@ -233,7 +233,6 @@ def make_validate(
     """
     classes, rows = images.classes, images.rows["val"]
     labels, melanoma = images.labels[rows], images.melanoma[rows].astype(np.int64)
-    selected_by = {config.teacher.select_by, config.student.select_by}
 
     def validate(variables: Variables) -> dict[str, float]:
         logits = score(
@@ -252,15 +251,14 @@ def make_validate(
             log_p = log_softmax(logits, axis=1)
             loss = -np.take_along_axis(log_p, labels[:, None], axis=1).mean()
         probabilities = classes.probabilities(logits)
-        metrics = {"loss": float(loss)} | selection_metrics(
+        of_melanoma = selection_metrics(
             melanoma,
             probabilities[:, classes.melanoma],
             target=config.target_sensitivity,
         )
-        if classes.is_binary and not selected_by - metrics.keys():
-            return metrics
-        return metrics | class_selection_metrics(
-            labels, probabilities, melanoma=classes.label_of_melanoma
+        of_classes = class_selection_metrics(
+            labels, probabilities, melanoma=classes.melanoma
         )
+        return {"loss": float(loss)} | of_melanoma | of_classes
 
     return validate

@@ -149,7 +149,7 @@ BAD = [
     (grid(reference={"student.hidden": 3}), "which is no axis"),
     (grid(method="random"), "method='random'"),
     (grid(pruner="median"), "no pruner"),
-    (grid(metric="accuracy"), "metric='accuracy'"),
+    (grid(metric="luck"), "metric='luck'"),
     (tuning(pruner="asha"), "pruner='asha'"),
     (tuning(seeds=(0, 1)), "one seed"),
     (tuning(folds=3), "one seed and one split"),
