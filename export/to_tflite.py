@@ -102,8 +102,8 @@ class Export:
 
     def write(self, modes: Sequence[str]) -> dict[str, Any]:
         """Write the files of these modes, then metrics.json and report.md."""
-        from export import table
         from mela_jax.atomic import write_atomically
+        from mela_jax.report import export_tables as table
 
         makers: dict[str, Callable[[], dict[str, Any]]] = {
             "float32": lambda: self._made("float32", self._float32),
@@ -272,8 +272,8 @@ class Export:
 
 def _show_in_report(path: Path, metrics: dict[str, Any]) -> None:
     """Put the table of the files into the run's report."""
-    from export import table
     from mela_jax.atomic import write_atomically
+    from mela_jax.report import export_tables as table
 
     page = path.read_text(encoding="utf-8") if path.exists() else ""
     page = table.show_in(page, metrics)
@@ -385,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from export.table import summary
+    from mela_jax.report.export_tables import summary
 
     print(summary(metrics))
     print("This is not a diagnosis.")

@@ -14,7 +14,6 @@ from mela_jax.data.splits import read_splits
 from mela_jax.evaluation.calibration import Calibration, write_calibration
 from mela_jax.evaluation.classes import ClassScores
 from mela_jax.evaluation.measure import Settings, evaluate_model
-from mela_jax.evaluation.report import write_report
 from mela_jax.evaluation.scores import (
     DETAILS,
     Predictions,
@@ -23,6 +22,7 @@ from mela_jax.evaluation.scores import (
 )
 from mela_jax.images import Images
 from mela_jax.labels import LabelSpace
+from mela_jax.report.main_report import write_report
 from mela_jax.stages import Model, count_views
 from mela_jax.train import score
 

@@ -54,6 +54,7 @@ LAYERS = (
         "mela_jax.distill",
         "mela_jax.errors",
         "mela_jax.evaluation",
+        "mela_jax.report",
         "mela_jax.images",
         "mela_jax.labels",
         "mela_jax.lazy_tensorflow",
@@ -237,7 +238,11 @@ def reaching(
 def tensorflow_where_it_must_not_be(sources: Sources) -> list[str]:
     """Losses, distill, models and evaluation import no TensorFlow."""
     modules = sources.inside(
-        "mela_jax.losses", "mela_jax.distill", "mela_jax.models", "mela_jax.evaluation"
+        "mela_jax.losses",
+        "mela_jax.distill",
+        "mela_jax.models",
+        "mela_jax.evaluation",
+        "mela_jax.report",
     )
     return reaching(sources, modules=modules, targets=TENSORFLOW) + reaching(
         sources, modules=modules, targets=KERAS, lazy_in=()
@@ -246,7 +251,11 @@ def tensorflow_where_it_must_not_be(sources: Sources) -> list[str]:
 
 def jax_in_evaluation(sources: Sources) -> list[str]:
     """Evaluation turns arrays into numbers without JAX."""
-    return reaching(sources, modules=sources.inside("mela_jax.evaluation"), targets=JAX)
+    return reaching(
+        sources,
+        modules=sources.inside("mela_jax.evaluation", "mela_jax.report"),
+        targets=JAX,
+    )
 
 
 def models_in_data(sources: Sources) -> list[str]:
@@ -443,7 +452,7 @@ OFFENCES = [
     (
         tensorflow_where_it_must_not_be,
         {
-            "mela_jax.evaluation.report": "from ..data.records import Record",
+            "mela_jax.report.main_report": "from ..data.records import Record",
             "mela_jax.data.__init__": "import tensorflow",
             "mela_jax.data.records": "",
         },
@@ -457,7 +466,7 @@ OFFENCES = [
         jax_in_evaluation,
         {
             "mela_jax.evaluation.__init__": "from . import plots",
-            "mela_jax.evaluation.plots": "from mela_jax.losses import focal",
+            "mela_jax.report.plots": "from mela_jax.losses import focal",
             "mela_jax.losses": "import jax",
         },
     ),

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from mela_jax.errors import UserError
-from mela_jax.evaluation.plots import BLACK, BLUE, GREEN, ORANGE, VERMILION, png_bytes
+from mela_jax.report.plots import BLACK, BLUE, GREEN, ORANGE, VERMILION, png_bytes
 
 _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, BLACK)
 _MARKERS = "osD^v"

@@ -14,9 +14,9 @@ from ml_collections import config_flags
 
 from mela_jax.config import expand_user, unknown_field
 from mela_jax.errors import Stopped, UserError
+from mela_jax.evaluation.study_trial import Trial
 from mela_jax.log import set_up_logging
 from mela_jax.study.spec import Plan, load_study, make_plan
-from mela_jax.study.trial import Trial
 
 _STUDY = flags.DEFINE_string("study", None, "Study, a file of configs/studies/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.")

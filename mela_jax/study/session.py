@@ -10,6 +10,7 @@ from mela_jax import parallel
 from mela_jax.atomic import hold_lock
 from mela_jax.config import expand_user
 from mela_jax.errors import UserError
+from mela_jax.evaluation.study_trial import Trial
 from mela_jax.study import record
 from mela_jax.study.queue import Queue
 from mela_jax.study.samplers import make_pruner, make_sampler
@@ -21,7 +22,6 @@ from mela_jax.study.storage import (
     parse_url,
     without_password,
 )
-from mela_jax.study.trial import Trial
 from mela_jax.study.worker import Job, Worker
 
 # Seconds between two signs of life where nothing hangs on them.
@@ -146,8 +146,8 @@ def report(workdir: Path, *, storage: str) -> str:
     trials = load_trials(workdir, storage=storage)
     plan = record.read(workdir).plan
     # Here, so that a worker needs no plotting, and a look at the runs no training.
+    from mela_jax.report.study_report import write_study_report
     from mela_jax.results import evaluation_settings
-    from mela_jax.study.report import write_study_report
 
     path = write_study_report(
         workdir,

@@ -11,11 +11,12 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from export import table, to_tflite
+from export import to_tflite
 from export.finished import open_run
 from mela_jax.data.image_io import load_square
 from mela_jax.errors import UserError
 from mela_jax.evaluation.calibration import read_calibration
+from mela_jax.report import export_tables as table
 from mela_jax.tflite import PhoneModel, read_metadata
 from tests.job import Job
 from tests.test_main_job import read_json, read_table

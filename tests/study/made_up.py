@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import expit
 
 from mela_jax.evaluation.scores import Predictions, write_predictions
-from mela_jax.study.trial import Trial
+from mela_jax.evaluation.study_trial import Trial
 
 
 def draw_scores(

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mela_jax.evaluation import words
-from mela_jax.evaluation.page import Plot, make_environment
+from mela_jax.report import words
+from mela_jax.report.page import Plot, make_environment
 
 FIGURE_NAMES = {
     "roc_auc": "ROC-AUC",
@@ -90,7 +90,7 @@ def render(view: View, suffix: str) -> str:
         view: what it shows.
         suffix: "html" (one file, plots inside) or "md" (plots in files beside it).
     """
-    environment = make_environment("mela_jax.study", "mela_jax.evaluation")
+    environment = make_environment()
     environment.filters["cell"] = lambda text: text.replace("|", "\\|")
     text = environment.get_template(f"study.{suffix}.j2").render(
         title=view.title, warnings=view.warnings, lead=view.lead, sections=view.sections

@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from mela_jax.evaluation.report import write_report
 from mela_jax.evaluation.scores import (
     Predictions,
 )
+from mela_jax.report.main_report import write_report
 from tests.evaluation.models import (
     SETTINGS,
     evaluated,

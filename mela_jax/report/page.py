@@ -10,9 +10,9 @@ from typing import Any
 
 import jinja2
 
-from mela_jax.evaluation import words
-from mela_jax.evaluation.checklist import ABOUT, fill_checklist
 from mela_jax.evaluation.rates import FEW_LESIONS
+from mela_jax.report import words
+from mela_jax.report.checklist import ABOUT, fill_checklist
 
 ROLES = {
     "teacher": "Teacher",
@@ -140,17 +140,14 @@ def find_class_models(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return sorted(found, key=lambda name: name != leader)
 
 
-def make_environment(*packages: str) -> jinja2.Environment:
-    """Return the templates of some packages, with the words of the report as filters.
+def make_environment() -> jinja2.Environment:
+    """Return the templates of this package, with the words of the report as filters.
 
     Everything is escaped in templates named .html.j2, and nothing in others; a name
     that is not given is an error.
-
-    Args:
-        packages: those whose folder templates/ is looked into, in this order.
     """
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in packages]),
+        loader=jinja2.PackageLoader("mela_jax.report"),
         autoescape=jinja2.select_autoescape(["html.j2"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -193,7 +190,7 @@ def render(
     models = {leader: metrics["models"][leader], **metrics["models"]}
     class_models = find_class_models(models)
     test = models[leader]["test"]
-    template = make_environment("mela_jax.evaluation").get_template("report.html.j2")
+    template = make_environment().get_template("report.html.j2")
     return template.render(
         metrics=metrics,
         models=models,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mela_jax.evaluation import words
+from mela_jax.report import words
 
 Model = Mapping[str, Any]
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from mela_jax.evaluation import words
 from mela_jax.evaluation.cross_validation import RATES
-from mela_jax.evaluation.page import Plot
-from mela_jax.evaluation.plots import png_bytes
-from mela_jax.study.compare import JUDGED, NO_DIFFERENCE
-from mela_jax.study.plots import draw_effect, draw_front
-from mela_jax.study.sections import (
+from mela_jax.evaluation.study_figures import JUDGED, NO_DIFFERENCE
+from mela_jax.report import words
+from mela_jax.report.page import Plot
+from mela_jax.report.plots import png_bytes
+from mela_jax.report.study_plots import draw_effect, draw_front
+from mela_jax.report.study_sections import (
     FIGURE_NAMES,
     Section,
     Table,

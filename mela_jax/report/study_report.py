@@ -12,7 +12,7 @@ from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
 from mela_jax.evaluation.cross_validation import RATES, Judged, judge_folds
 from mela_jax.evaluation.measure import Settings, selection_metrics
-from mela_jax.study.compare import (
+from mela_jax.evaluation.study_figures import (
     JUDGED,
     Luck,
     compare_with_reference,
@@ -21,9 +21,7 @@ from mela_jax.study.compare import (
     row_figures,
     seed_variances,
 )
-from mela_jax.study.page_grid import describe_grid
-from mela_jax.study.page_tuning import describe_tuning
-from mela_jax.study.runs import (
+from mela_jax.evaluation.study_runs import (
     Row,
     Scores,
     is_made_up,
@@ -32,8 +30,10 @@ from mela_jax.study.runs import (
     read_latency,
     setting_key,
 )
-from mela_jax.study.sections import render
-from mela_jax.study.trial import STATES, Trial
+from mela_jax.evaluation.study_trial import STATES, Trial
+from mela_jax.report.study_grid import describe_grid
+from mela_jax.report.study_search import describe_tuning
+from mela_jax.report.study_sections import render
 
 SELECTIONS = ("roc_auc", "pr_auc", "specificity_at_target")
 

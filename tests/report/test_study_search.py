@@ -4,7 +4,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mela_jax.evaluation.measure import Settings
-from mela_jax.study.report import write_study_report
+from mela_jax.report.study_report import write_study_report
 from tests.study.made_up import draw_scores, write_trial
 
 SETTINGS = Settings(target=0.9, num_bootstrap=100)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mela_jax.evaluation.words import hundredths, of_hundred, rest
+from mela_jax.report.words import hundredths, of_hundred, rest
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from mela_jax.evaluation.plots import BLACK, BLUE, GREY, VERMILION, WIDTH
+from mela_jax.report.plots import BLACK, BLUE, GREY, VERMILION, WIDTH
 
 
 def draw_reliability(calibration: Mapping[str, Any], *, title: str) -> Figure:

@@ -4,16 +4,16 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mela_jax.evaluation import plots
-from mela_jax.evaluation.page import Plot, find_class_models, find_leader, model_label
-from mela_jax.evaluation.plots_clinical import (
+from mela_jax.evaluation.scores import Predictions
+from mela_jax.report import plots
+from mela_jax.report.page import Plot, find_class_models, find_leader, model_label
+from mela_jax.report.plots_clinical import (
     draw_confusion,
     draw_decision_curve,
     draw_reliability,
     draw_subgroups,
 )
-from mela_jax.evaluation.plots_training import draw_training
-from mela_jax.evaluation.scores import Predictions
+from mela_jax.report.plots_training import draw_training
 
 # Colour, line style, marker: of models that every run may have, and of others in turn.
 _KNOWN: dict[str, plots.Style] = {

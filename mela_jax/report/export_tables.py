@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mela_jax.evaluation.page import make_environment
+from mela_jax.report.page import make_environment
 
 # Where the report of the run has a place for the exported files.
 _PLACE = re.compile("(<!-- exported files -->).*(<!-- end of exported files -->)", re.S)
@@ -63,7 +63,7 @@ def show_in(page: str, metrics: Mapping[str, Any]) -> str | None:
     """
     if not _PLACE.search(page):
         return None
-    template = make_environment("export").get_template("exported.html.j2")
+    template = make_environment().get_template("exported.html.j2")
     shown = template.render(
         sections=list(_sections(metrics)),
         warnings=list(_warnings(metrics)),

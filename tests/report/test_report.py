@@ -16,13 +16,13 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from mela_jax.errors import UserError
-from mela_jax.evaluation.plots import Curve, draw_precision_recall
-from mela_jax.evaluation.plots_training import draw_training
-from mela_jax.evaluation.report import main
 from mela_jax.evaluation.scores import (
     Predictions,
     write_predictions,
 )
+from mela_jax.report.__main__ import main
+from mela_jax.report.plots import Curve, draw_precision_recall
+from mela_jax.report.plots_training import draw_training
 from tests.evaluation.models import (
     MODELS,
     TARGET,
@@ -30,7 +30,7 @@ from tests.evaluation.models import (
     draw_split,
     evaluated,
 )
-from tests.evaluation.pages import Page, report
+from tests.report.pages import Page, report
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -160,7 +160,7 @@ def test_made_up_lesions_are_called_so_everywhere(
         titles.append(figure.get_suptitle() or heads[0])
         return b""
 
-    monkeypatch.setattr("mela_jax.evaluation.plots.png_bytes", note)
+    monkeypatch.setattr("mela_jax.report.plots.png_bytes", note)
     metrics, page = report(tmp_path, predictions, made_up=True)
     assert metrics["made_up_data"] is True
     assert len(titles) == 8
@@ -285,7 +285,7 @@ def test_the_command_line_needs_neither_jax_nor_tensorflow(
 ) -> None:
     # Names that were imported, and the report, in a process of its own.
     code = (
-        "import sys; from mela_jax.evaluation.report import main\n"
+        "import sys; from mela_jax.report.__main__ import main\n"
         "status = main(sys.argv[1:])\n"
         "heavy = {'jax', 'flax', 'tensorflow', 'keras', 'orbax'} & set(sys.modules)\n"
         "print(sorted(heavy)); sys.exit(status)"

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
 
-from mela_jax.evaluation.plots import BLACK, BLUE, GREY, VERMILION, WIDTH
-from mela_jax.study.runs import are_numbers
+from mela_jax.evaluation.study_runs import are_numbers
+from mela_jax.report.plots import BLACK, BLUE, GREY, VERMILION, WIDTH
 
 _LABELS = {
     "roc_auc": "ROC-AUC on test",

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mela_jax.evaluation.plots import BLUE, GREEN, VERMILION, WIDTH
+from mela_jax.report.plots import BLUE, GREEN, VERMILION, WIDTH
 
 # A model's panels: title -> keys of a history row: (name, colour, line style).
 # Training minimises a weighted or focal loss, or one with a teacher's share, and so

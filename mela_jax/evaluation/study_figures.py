@@ -17,7 +17,7 @@ from mela_jax.evaluation.seeds import (
     moderate_variances,
     spread_over_seeds,
 )
-from mela_jax.study.runs import Row, are_numbers, setting_key
+from mela_jax.evaluation.study_runs import Row, are_numbers, setting_key
 
 # What a verdict is given on; the first is primary.
 JUDGED = ("roc_auc", "specificity")

@@ -11,7 +11,7 @@ import numpy as np
 from mela_jax.errors import UserError
 from mela_jax.evaluation.cross_validation import Fold
 from mela_jax.evaluation.scores import Predictions, read_predictions
-from mela_jax.study.trial import STATES, Trial
+from mela_jax.evaluation.study_trial import STATES, Trial
 
 # The file whose scores are those of the checkpoint, so that its latency and the
 # specificity in the table belong to one model.

@@ -10,7 +10,7 @@ from statsmodels.stats.multitest import multipletests
 from mela_jax.errors import UserError
 from mela_jax.evaluation.measure import Settings
 from mela_jax.evaluation.scores import Predictions, read_predictions
-from mela_jax.study.report import write_study_report
+from mela_jax.report.study_report import write_study_report
 from tests.study.made_up import draw_scores, write_trial
 
 SETTINGS = Settings(target=0.9, num_bootstrap=150)

@@ -6,23 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mela_jax.evaluation import words
 from mela_jax.evaluation.classes import ClassScores
-from mela_jax.evaluation.figures import model_styles
-from mela_jax.evaluation.page import diagnosis_name
-from mela_jax.evaluation.report import write_report
 from mela_jax.evaluation.scores import (
     Predictions,
     read_predictions,
     write_predictions,
 )
 from mela_jax.labels import LabelSpace
+from mela_jax.report import words
+from mela_jax.report.gallery import model_styles
+from mela_jax.report.main_report import write_report
+from mela_jax.report.page import diagnosis_name
 from tests.evaluation.models import (
     SETTINGS,
     draw_models,
     evaluated,
 )
-from tests.evaluation.pages import Page, report
+from tests.report.pages import Page, report
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mela_jax.evaluation.checklist import ABOUT, Item, fill_checklist
+from mela_jax.report.checklist import ABOUT, Item, fill_checklist
 from tests.evaluation.models import draw_models, evaluated
 
 # Main items of each guideline, and those that STARD-AI and TRIPOD+AI divide.

@@ -1,0 +1,1 @@
+"""Telling: pages, plots, tables and words from the figures of `evaluation`."""
