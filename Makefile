@@ -23,6 +23,7 @@ lint: $(INSTALLED)
 	@$(VENV_PYTHON) -m ruff check --extend-select D1 --ignore D105,D107 --extend-exclude tests .
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m mypy
+	@$(VENV)/bin/lint-imports --no-logo --no-cache
 
 # A folder without a working pip is what an interrupted first try leaves: made anew.
 $(INSTALLED): pyproject.toml
