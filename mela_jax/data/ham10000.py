@@ -13,7 +13,6 @@ Four layouts of the folder are understood:
 - flat: one CSV with the columns of the metadata, the images beside it.
 """
 
-import csv
 import errno
 import itertools
 import os
@@ -33,6 +32,7 @@ import tensorflow_datasets as tfds
 
 from mela_jax.data.records import Record, known_text
 from mela_jax.errors import UserError
+from mela_jax.tables import read_table
 
 DIAGNOSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
@@ -256,7 +256,7 @@ def _find_table(root: Path) -> Path:
         if truth.is_file():
             return truth
     tables = [p for p in files if p.suffix.lower() in (".csv", ".tab", ".tsv")]
-    fitting = [p for p in tables if {"image_id", "lesion_id", "dx"} <= _columns(p)]
+    fitting = [p for p in tables if _is_metadata(p)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -282,60 +282,31 @@ def _find_groupings(root: Path) -> Path:
     )
 
 
-def _columns(path: Path) -> set[str]:
-    with path.open("rb") as file:
-        line = file.readline(10_000).decode("utf-8-sig", errors="replace")
-    return {name.strip().strip('"') for name in re.split(r"[,;\t]", line.strip())}
-
-
-def _read_table(path: Path, *, required: set[str]) -> list[dict[str, str]]:
-    """Read a table with a header, separated by comma, semicolon or tabulator."""
+def _is_metadata(path: Path) -> bool:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    header = text.partition("\n")[0]
-    separator = max(",;\t", key=header.count)
-    # A cell that is absent at the end of a line reads as empty.
-    reader = csv.DictReader(text.splitlines(), delimiter=separator, restval="")
-    columns = [name.strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = columns
-    missing = required - set(columns)
-    if missing:
-        raise UserError(
-            f"{path}: no column {', '.join(sorted(missing))} (it has "
-            f"{', '.join(columns) or 'none'}); {_HELP}"
-        )
-    try:
-        rows = [
-            {k: v.strip() for k, v in row.items() if k is not None} for row in reader
-        ]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-    if not rows:
-        raise UserError(f"{path} has a header and no rows; {_HELP}")
-    return rows
+        return {"image_id", "lesion_id", "dx"} <= set(read_table(path).columns)
+    except UserError:
+        return False
 
 
 def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
     rows: dict[str, dict[str, str]] = {}
-    required = {"image_id", "lesion_id", "dx"}
-    for number, row in enumerate(_read_table(path, required=required), start=2):
-        where = f"{path}, line {number}"
+    details = ("dx_type", "age", "sex", "localization")
+    table = read_table(path)
+    for where, row in table.select(
+        ("image_id", "lesion_id", "dx"), (*details, "dataset")
+    ):
         dx = row["dx"].lower()
         if dx not in DIAGNOSES:
             raise UserError(
                 f"{where}: dx is {row['dx']!r}; it must be one of "
                 f"{', '.join(DIAGNOSES)}"
             )
-        detail = {
-            name: known_text(row.get(name, ""))
-            for name in ("dx_type", "age", "sex", "localization")
-        }
+        detail = {name: known_text(row[name]) for name in details}
         if not _is_number_or_empty(detail["age"]):
             raise UserError(f"{where}: age is {detail['age']!r}; it must be a number")
         # The clinic and camera, in releases that name them.
-        detail["source"] = known_text(row.get("dataset", ""))
+        detail["source"] = known_text(row["dataset"])
         entry = {"lesion_id": row["lesion_id"], "dx": dx} | detail
         _add(rows, row["image_id"], entry, where=where)
     return rows
@@ -343,14 +314,14 @@ def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
 
 def _read_isic(truth: Path, groupings: Path) -> dict[str, dict[str, str]]:
     lesions: dict[str, tuple[str, str]] = {}
-    for row in _read_table(groupings, required={"image", "lesion_id"}):
-        kind = row.get("diagnosis_confirm_type", "")
+    for _, row in read_table(groupings).select(
+        ("image", "lesion_id"), ("diagnosis_confirm_type",)
+    ):
+        kind = row["diagnosis_confirm_type"]
         lesions[row["image"]] = (row["lesion_id"], CONFIRMATIONS.get(kind, kind))
     rows: dict[str, dict[str, str]] = {}
-    required = {"image"} | {dx.upper() for dx in DIAGNOSES}
-    for number, row in enumerate(_read_table(truth, required=required), start=2):
-        where = f"{truth}, line {number}"
-        marks = {dx: row[dx.upper()] for dx in DIAGNOSES}
+    for where, row in read_table(truth).select(("image", *DIAGNOSES)):
+        marks = {dx: row[dx] for dx in DIAGNOSES}
         if not all(_is_number_or_empty(mark) for mark in marks.values()):
             raise UserError(f"{where}: the diagnoses must be marked with 0 and 1")
         marked = [dx for dx, mark in marks.items() if float(mark or "0") == 1]

@@ -12,7 +12,6 @@ found, 1 leaks found, 2 the audit could not be made.
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from mela_jax.atomic import write_atomically
 from mela_jax.data.image_io import EXTENSIONS
 from mela_jax.errors import UserError
+from mela_jax.tables import read_table
 
 CLEAN, LEAKS, CANNOT_RUN = 0, 1, 2
 
@@ -267,13 +267,19 @@ def _images_below(root: Path) -> Iterator[Path]:
 def _read_lesions(root: Path) -> dict[str, str]:
     """Read image -> lesion from the tables at the top of a folder."""
     lesions: dict[str, str] = {}
-    for table in sorted(root.glob("*.csv")):
-        for row in _rows(table):
-            image = row.get("image_id") or row.get("image") or ""
-            lesion = row.get("lesion_id") or ""
-            if image and lesion and lesions.setdefault(image, lesion) != lesion:
+    for path in sorted(root.glob("*.csv")):
+        table = read_table(path)
+        image = table.find("image_id", "image", "path")
+        lesion = table.find("lesion_id", "group")
+        if not image or not lesion:
+            continue
+        for number, row in enumerate(table.rows):
+            # The user's own table names files.
+            name = Path(row[image]).stem if image.lower() == "path" else row[image]
+            if name and lesions.setdefault(name, row[lesion]) != row[lesion]:
                 raise UserError(
-                    f"{table}: {image} is of {lesion}, elsewhere of {lesions[image]}"
+                    f"{table.place(number)}: {name} is of {row[lesion]}, elsewhere of"
+                    f" {lesions[name]}"
                 )
     return lesions
 
@@ -284,24 +290,18 @@ def _read_splits(paths: Sequence[str]) -> dict[str, str]:
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"--splits={path}: there is no such file")
-        for row in _rows(Path(path)):
-            if not row.get("image_id") or not row.get("split"):
-                raise UserError(f"{path}: the columns image_id and split are needed")
-            for name in (row.get("lesion_id"), row["image_id"]):
-                if name and splits.setdefault(name, row["split"]) != row["split"]:
+        for where, row in read_table(path).select(
+            ("image_id", "split"), ("lesion_id",)
+        ):
+            split = row["split"]
+            if not row["image_id"] or not split:
+                raise UserError(f"{where}: the image_id or its split is empty")
+            for name in (row["lesion_id"], row["image_id"]):
+                if name and splits.setdefault(name, split) != split:
                     raise UserError(
-                        f"{path}: {name} is in the splits {splits[name]} and "
-                        f"{row['split']}"
+                        f"{where}: {name} is in the splits {splits[name]} and {split}"
                     )
     return splits
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file, restval=""))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a CSV ({error})") from error
 
 
 def _describe(leak: Leak) -> str:

@@ -12,7 +12,6 @@ several classes learns, and `source` the clinic, camera or collection. Other col
 passed over.
 """
 
-import csv
 import logging
 import os
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ import tensorflow_datasets as tfds
 from mela_jax.data.image_io import EXTENSIONS, read_image
 from mela_jax.data.records import Record, known_text
 from mela_jax.errors import UserError
+from mela_jax.tables import read_table
 
 LABELS = {"1": 1, "melanoma": 1, "0": 0, "other": 0}
 
@@ -54,7 +54,9 @@ def read_user_csv(path: str | os.PathLike[str]) -> list[Record]:
         raise UserError(f"no CSV {table}; {_HELP}")
     records: list[Record] = []
     named: dict[str, str] = {}
-    for where, row in _rows(table):
+    for where, row in read_table(table).select(
+        ("path", "label"), ("group", "dx", "source")
+    ):
         image_id = row["path"]
         label = row["label"].lower()
         if not image_id:
@@ -139,39 +141,6 @@ class UserCsv(tfds.core.GeneratorBasedBuilder):
                     "label": r.label,
                 },
             )
-
-
-def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield where a row stands and what it says, "" for a column that is not there."""
-    number = 1
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            # A cell that is absent at the end of a line reads as empty.
-            reader = csv.DictReader(file, restval="", skipinitialspace=True)
-            columns = [name.strip().lower() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            missing = {"path", "label"} - set(columns)
-            if missing:
-                raise UserError(
-                    f"{table}: no column {', '.join(sorted(missing))} (it has "
-                    f"{', '.join(columns) or 'none'}); {_HELP}"
-                )
-            for row in reader:
-                number = reader.line_num
-                if None in row:
-                    raise UserError(
-                        f"{table}, line {number}: more cells than columns; put a path "
-                        "with a comma between double quotes"
-                    )
-                cells = {"group": "", "dx": "", "source": ""} | row
-                yield (
-                    f"{table}, line {number}",
-                    {name: text.strip() for name, text in cells.items()},
-                )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {table} after line {number}: {error}") from error
-    if number == 1:
-        raise UserError(f"{table} names no images; {_HELP}")
 
 
 def _warn_of_unnamed(table: Path, named: set[str]) -> None:
