@@ -23,12 +23,8 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import numpy as np
-import tensorflow_datasets as tfds
 
 from mela_jax.data.records import Record, known_text
 from mela_jax.errors import UserError
@@ -59,7 +55,7 @@ _OTHER_FOLDER = re.compile(
 )
 # Masks, and the "._x.jpg" that macOS adds to archives.
 _OTHER_FILE = re.compile(r"^\.|_segmentation\.", re.IGNORECASE)
-_HELP = (
+HELP = (
     "a HAM10000 folder holds HAM10000_metadata.csv and the images (Kaggle or "
     f"Dataverse), or {TRUTH}.csv, {GROUPINGS}.csv and {INPUT}/ (ISIC 2018 Task 3)"
 )
@@ -81,9 +77,9 @@ def read_ham10000(directory: str | os.PathLike[str]) -> list[Record]:
     """
     root = Path(directory).expanduser()
     if not root.is_dir():
-        raise UserError(f"no data folder {root}; {_HELP}")
+        raise UserError(f"no data folder {root}; {HELP}")
     if not any(root.iterdir()):
-        raise UserError(f"the data folder {root} is empty; {_HELP}")
+        raise UserError(f"the data folder {root} is empty; {HELP}")
     table = _find_table(root)
     if table.name.lower().startswith(TRUTH.lower()):
         rows = _read_isic(table, _find_groupings(root))
@@ -173,79 +169,6 @@ def extract_zip(archive: str | os.PathLike[str], directory: Path) -> None:
         os.rename(top if top.is_dir() and not others else content, target)
 
 
-class Ham10000(tfds.core.GeneratorBasedBuilder):
-    """HAM10000 as a TFDS data set, from a manual folder or the ISIC download.
-
-    `builder.download_and_prepare()` reads `download_config.manual_dir` (by default
-    `<data_dir>/downloads/manual`) in any layout of `read_ham10000`; where that is empty
-    or absent it downloads the ISIC 2018 Task 3 files. There is one split, which TFDS
-    wants to be called "train": it holds all images, and `mela_jax.data.splits` makes
-    lesion-grouped splits of them. Images are stored as their files hold them, byte for
-    byte.
-    `age` is NaN where unknown.
-    """
-
-    VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.0.0": "Initial release.", "1.1.0": "With the source."}
-    MANUAL_DOWNLOAD_INSTRUCTIONS = _HELP
-
-    def _info(self) -> Any:
-        return self.dataset_info_from_configs(
-            description="10,015 dermoscopy images of 7,470 pigmented skin lesions.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(None, None, 3)),
-                    "image_id": tfds.features.Text(),
-                    "lesion_id": tfds.features.Text(),
-                    "dx": tfds.features.ClassLabel(names=list(DIAGNOSES)),
-                    "dx_type": tfds.features.Text(),
-                    "age": tfds.features.Scalar(np.float32),
-                    "sex": tfds.features.Text(),
-                    "localization": tfds.features.Text(),
-                    "source": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(names=["other", "melanoma"]),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://doi.org/10.7910/DVN/DBW86T",
-            citation=(
-                "@article{tschandl2018ham10000, author={Tschandl, Philipp and "
-                "Rosendahl, Cliff and Kittler, Harald}, "
-                "title={The {HAM10000} dataset}, "
-                "journal={Scientific Data}, volume={5}, pages={180161}, year={2018}, "
-                "doi={10.1038/sdata.2018.161}}"
-            ),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-        try:
-            folder = Path(dl_manager.manual_dir)
-        except AssertionError:  # Absent or empty: nothing was put there by hand.
-            folder = Path(dl_manager.download_dir) / "ham10000"
-            download_ham10000(folder)
-        return {"train": self._generate_examples(folder)}
-
-    def _generate_examples(
-        self, folder: Path
-    ) -> Iterator[tuple[str, dict[str, object]]]:
-        for r in read_ham10000(folder):
-            yield (
-                r.image_id,
-                {
-                    "image": r.path,
-                    "image_id": r.image_id,
-                    "lesion_id": r.lesion_id,
-                    "dx": r.dx,
-                    "dx_type": r.dx_type,
-                    "age": float(r.age or "nan"),
-                    "sex": r.sex,
-                    "localization": r.localization,
-                    "source": r.source,
-                    "label": r.label,
-                },
-            )
-
-
 def _find_table(root: Path) -> Path:
     files = sorted(p for p in root.iterdir() if p.is_file())
     metadata = [p for p in files if _METADATA.match(p.name)]
@@ -268,7 +191,7 @@ def _find_table(root: Path) -> Path:
     if len(tables) == 1:
         # Reading it will name the missing columns.
         return tables[0]
-    raise UserError(f"no table of images in {root}; {_HELP}")
+    raise UserError(f"no table of images in {root}; {HELP}")
 
 
 def _find_groupings(root: Path) -> Path:

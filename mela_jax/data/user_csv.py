@@ -14,20 +14,16 @@ passed over.
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import tensorflow_datasets as tfds
-
-from mela_jax.data.image_io import EXTENSIONS, read_image
+from mela_jax.data.image_io import EXTENSIONS
 from mela_jax.data.records import Record, known_text
 from mela_jax.errors import UserError
 from mela_jax.tables import read_table
 
 LABELS = {"1": 1, "melanoma": 1, "0": 0, "other": 0}
 
-_HELP = "the columns are path,label and optionally group,dx,source"
+HELP = "the columns are path,label and optionally group,dx,source"
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +47,7 @@ def read_user_csv(path: str | os.PathLike[str]) -> list[Record]:
     if table.is_dir():
         table = table / "labels.csv"
     if not table.is_file():
-        raise UserError(f"no CSV {table}; {_HELP}")
+        raise UserError(f"no CSV {table}; {HELP}")
     records: list[Record] = []
     named: dict[str, str] = {}
     for where, row in read_table(table).select(
@@ -92,55 +88,6 @@ def read_user_csv(path: str | os.PathLike[str]) -> list[Record]:
         )
     _warn_of_unnamed(table, set(named))
     return sorted(records, key=lambda r: r.image_id)
-
-
-class UserCsv(tfds.core.GeneratorBasedBuilder):
-    """The user's CSV as a TFDS data set; the CSV is `labels.csv` in the manual folder.
-
-    There is one split, which TFDS wants to be called "train": it holds all images.
-    Images are stored as the models see them: upright RGB.
-    """
-
-    VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.0.0": "Initial release.", "1.1.0": "With dx and source."}
-    MANUAL_DOWNLOAD_INSTRUCTIONS = f"Place labels.csv and its images here; {_HELP}."
-
-    def _info(self) -> Any:
-        return self.dataset_info_from_configs(
-            description="The user's own images of skin lesions.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(
-                        shape=(None, None, 3), encoding_format="png"
-                    ),
-                    "image_id": tfds.features.Text(),
-                    "lesion_id": tfds.features.Text(),
-                    "dx": tfds.features.Text(),
-                    "source": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(names=["other", "melanoma"]),
-                }
-            ),
-            supervised_keys=("image", "label"),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-        return {"train": self._generate_examples(Path(dl_manager.manual_dir))}
-
-    def _generate_examples(
-        self, folder: Path
-    ) -> Iterator[tuple[str, dict[str, object]]]:
-        for r in read_user_csv(folder):
-            yield (
-                r.image_id,
-                {
-                    "image": read_image(r.path),
-                    "image_id": r.image_id,
-                    "lesion_id": r.lesion_id,
-                    "dx": r.dx,
-                    "source": r.source,
-                    "label": r.label,
-                },
-            )
 
 
 def _warn_of_unnamed(table: Path, named: set[str]) -> None:

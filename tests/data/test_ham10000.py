@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from mela_jax.data import ham10000
+from mela_jax.data.builders import Ham10000
 from mela_jax.data.ham10000 import (
     DIAGNOSES,
-    Ham10000,
     download_ham10000,
     extract_zip,
     read_ham10000,

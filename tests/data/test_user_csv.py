@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mela_jax.data.user_csv import UserCsv, read_user_csv
+from mela_jax.data.builders import UserCsv
+from mela_jax.data.user_csv import read_user_csv
 from mela_jax.errors import UserError
 from mela_jax.labels import make_label_space
 
