@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,13 @@ SHOWN = 10
 # Pairs compared at once: 4 words of 64 bits each.
 _CHUNK = 1 << 22
 
+# Kind of a leak -> its name in the summary.
+KINDS = {
+    "lesion": "shared_lesions",
+    "file": "identical_files",
+    "near": "near_duplicates",
+}
+
 _OTHER_FOLDER = ("segmentation", "mask", "__macosx")
 
 
@@ -69,7 +76,7 @@ class Leak:
     """Something that two places share.
 
     Attributes:
-        kind: "lesion", "file" or "near".
+        kind: one of `KINDS`.
         what: lesion_id; "" for files.
         places: the two or more places.
         images: some of the files, at least one from each place.
@@ -315,19 +322,12 @@ def _describe(leak: Leak) -> str:
 
 
 def _summary(pictures: Sequence[Picture], leaks: Sequence[Leak]) -> dict[str, Any]:
-    counts: dict[str, int] = defaultdict(int)
-    for picture in pictures:
-        counts[picture.place] += 1
     return {
-        "images": dict(counts),
+        "images": dict(Counter(p.place for p in pictures)),
         "without_lesion_id": sum(not p.lesion_id for p in pictures),
         **{
             name: sum(leak.kind == kind for leak in leaks)
-            for kind, name in (
-                ("lesion", "shared_lesions"),
-                ("file", "identical_files"),
-                ("near", "near_duplicates"),
-            )
+            for kind, name in KINDS.items()
         },
     }
 
@@ -380,8 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{count} images in {place}")
     if summary["without_lesion_id"]:
         print(f"{summary['without_lesion_id']} images have no lesion_id")
-    for name in ("shared_lesions", "identical_files", "near_duplicates"):
-        kind = {"shared_lesions": "lesion", "identical_files": "file"}.get(name, "near")
+    for kind, name in KINDS.items():
         print(f"{name.replace('_', ' ')}: {summary[name]}")
         for leak in [leak for leak in leaks if leak.kind == kind][:SHOWN]:
             print(f"  {_describe(leak)}")

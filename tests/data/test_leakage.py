@@ -12,6 +12,7 @@ from mela_jax.data.leakage import (
     CANNOT_RUN,
     CLEAN,
     HASH_SIZE,
+    KINDS,
     LEAKS,
     MAX_DISTANCE,
     list_pictures,
@@ -46,11 +47,7 @@ def summary(folders: tuple[Path, Path], *words: str) -> tuple[int, dict]:
     status = main([*map(str, folders), f"--output={output}", *words])
     found = json.loads(output.read_text())
     counts = found["summary"]
-    for kind, name in (
-        ("lesion", "shared_lesions"),
-        ("file", "identical_files"),
-        ("near", "near_duplicates"),
-    ):
+    for kind, name in KINDS.items():
         assert sum(leak["kind"] == kind for leak in found["leaks"]) == counts[name]
     return status, counts
 
