@@ -13,7 +13,6 @@ Four layouts of the folder are understood:
 - flat: one CSV with the columns of the metadata, the images beside it.
 """
 
-import csv
 import errno
 import itertools
 import os
@@ -24,15 +23,12 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import numpy as np
-import tensorflow_datasets as tfds
 
 from mela_jax.data.records import Record, known_text
 from mela_jax.errors import UserError
+from mela_jax.tables import read_table
 
 DIAGNOSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
@@ -59,7 +55,7 @@ _OTHER_FOLDER = re.compile(
 )
 # Masks, and the "._x.jpg" that macOS adds to archives.
 _OTHER_FILE = re.compile(r"^\.|_segmentation\.", re.IGNORECASE)
-_HELP = (
+HELP = (
     "a HAM10000 folder holds HAM10000_metadata.csv and the images (Kaggle or "
     f"Dataverse), or {TRUTH}.csv, {GROUPINGS}.csv and {INPUT}/ (ISIC 2018 Task 3)"
 )
@@ -81,9 +77,9 @@ def read_ham10000(directory: str | os.PathLike[str]) -> list[Record]:
     """
     root = Path(directory).expanduser()
     if not root.is_dir():
-        raise UserError(f"no data folder {root}; {_HELP}")
+        raise UserError(f"no data folder {root}; {HELP}")
     if not any(root.iterdir()):
-        raise UserError(f"the data folder {root} is empty; {_HELP}")
+        raise UserError(f"the data folder {root} is empty; {HELP}")
     table = _find_table(root)
     if table.name.lower().startswith(TRUTH.lower()):
         rows = _read_isic(table, _find_groupings(root))
@@ -173,79 +169,6 @@ def extract_zip(archive: str | os.PathLike[str], directory: Path) -> None:
         os.rename(top if top.is_dir() and not others else content, target)
 
 
-class Ham10000(tfds.core.GeneratorBasedBuilder):
-    """HAM10000 as a TFDS data set, from a manual folder or the ISIC download.
-
-    `builder.download_and_prepare()` reads `download_config.manual_dir` (by default
-    `<data_dir>/downloads/manual`) in any layout of `read_ham10000`; where that is empty
-    or absent it downloads the ISIC 2018 Task 3 files. There is one split, which TFDS
-    wants to be called "train": it holds all images, and `mela_jax.data.splits` makes
-    lesion-grouped splits of them. Images are stored as their files hold them, byte for
-    byte.
-    `age` is NaN where unknown.
-    """
-
-    VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.0.0": "Initial release.", "1.1.0": "With the source."}
-    MANUAL_DOWNLOAD_INSTRUCTIONS = _HELP
-
-    def _info(self) -> Any:
-        return self.dataset_info_from_configs(
-            description="10,015 dermoscopy images of 7,470 pigmented skin lesions.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(None, None, 3)),
-                    "image_id": tfds.features.Text(),
-                    "lesion_id": tfds.features.Text(),
-                    "dx": tfds.features.ClassLabel(names=list(DIAGNOSES)),
-                    "dx_type": tfds.features.Text(),
-                    "age": tfds.features.Scalar(np.float32),
-                    "sex": tfds.features.Text(),
-                    "localization": tfds.features.Text(),
-                    "source": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(names=["other", "melanoma"]),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://doi.org/10.7910/DVN/DBW86T",
-            citation=(
-                "@article{tschandl2018ham10000, author={Tschandl, Philipp and "
-                "Rosendahl, Cliff and Kittler, Harald}, "
-                "title={The {HAM10000} dataset}, "
-                "journal={Scientific Data}, volume={5}, pages={180161}, year={2018}, "
-                "doi={10.1038/sdata.2018.161}}"
-            ),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-        try:
-            folder = Path(dl_manager.manual_dir)
-        except AssertionError:  # Absent or empty: nothing was put there by hand.
-            folder = Path(dl_manager.download_dir) / "ham10000"
-            download_ham10000(folder)
-        return {"train": self._generate_examples(folder)}
-
-    def _generate_examples(
-        self, folder: Path
-    ) -> Iterator[tuple[str, dict[str, object]]]:
-        for r in read_ham10000(folder):
-            yield (
-                r.image_id,
-                {
-                    "image": r.path,
-                    "image_id": r.image_id,
-                    "lesion_id": r.lesion_id,
-                    "dx": r.dx,
-                    "dx_type": r.dx_type,
-                    "age": float(r.age or "nan"),
-                    "sex": r.sex,
-                    "localization": r.localization,
-                    "source": r.source,
-                    "label": r.label,
-                },
-            )
-
-
 def _find_table(root: Path) -> Path:
     files = sorted(p for p in root.iterdir() if p.is_file())
     metadata = [p for p in files if _METADATA.match(p.name)]
@@ -256,7 +179,7 @@ def _find_table(root: Path) -> Path:
         if truth.is_file():
             return truth
     tables = [p for p in files if p.suffix.lower() in (".csv", ".tab", ".tsv")]
-    fitting = [p for p in tables if {"image_id", "lesion_id", "dx"} <= _columns(p)]
+    fitting = [p for p in tables if _is_metadata(p)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -268,7 +191,7 @@ def _find_table(root: Path) -> Path:
     if len(tables) == 1:
         # Reading it will name the missing columns.
         return tables[0]
-    raise UserError(f"no table of images in {root}; {_HELP}")
+    raise UserError(f"no table of images in {root}; {HELP}")
 
 
 def _find_groupings(root: Path) -> Path:
@@ -282,60 +205,31 @@ def _find_groupings(root: Path) -> Path:
     )
 
 
-def _columns(path: Path) -> set[str]:
-    with path.open("rb") as file:
-        line = file.readline(10_000).decode("utf-8-sig", errors="replace")
-    return {name.strip().strip('"') for name in re.split(r"[,;\t]", line.strip())}
-
-
-def _read_table(path: Path, *, required: set[str]) -> list[dict[str, str]]:
-    """Read a table with a header, separated by comma, semicolon or tabulator."""
+def _is_metadata(path: Path) -> bool:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    header = text.partition("\n")[0]
-    separator = max(",;\t", key=header.count)
-    # A cell that is absent at the end of a line reads as empty.
-    reader = csv.DictReader(text.splitlines(), delimiter=separator, restval="")
-    columns = [name.strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = columns
-    missing = required - set(columns)
-    if missing:
-        raise UserError(
-            f"{path}: no column {', '.join(sorted(missing))} (it has "
-            f"{', '.join(columns) or 'none'}); {_HELP}"
-        )
-    try:
-        rows = [
-            {k: v.strip() for k, v in row.items() if k is not None} for row in reader
-        ]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-    if not rows:
-        raise UserError(f"{path} has a header and no rows; {_HELP}")
-    return rows
+        return {"image_id", "lesion_id", "dx"} <= set(read_table(path).columns)
+    except UserError:
+        return False
 
 
 def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
     rows: dict[str, dict[str, str]] = {}
-    required = {"image_id", "lesion_id", "dx"}
-    for number, row in enumerate(_read_table(path, required=required), start=2):
-        where = f"{path}, line {number}"
+    details = ("dx_type", "age", "sex", "localization")
+    table = read_table(path)
+    for where, row in table.select(
+        ("image_id", "lesion_id", "dx"), (*details, "dataset")
+    ):
         dx = row["dx"].lower()
         if dx not in DIAGNOSES:
             raise UserError(
                 f"{where}: dx is {row['dx']!r}; it must be one of "
                 f"{', '.join(DIAGNOSES)}"
             )
-        detail = {
-            name: known_text(row.get(name, ""))
-            for name in ("dx_type", "age", "sex", "localization")
-        }
+        detail = {name: known_text(row[name]) for name in details}
         if not _is_number_or_empty(detail["age"]):
             raise UserError(f"{where}: age is {detail['age']!r}; it must be a number")
         # The clinic and camera, in releases that name them.
-        detail["source"] = known_text(row.get("dataset", ""))
+        detail["source"] = known_text(row["dataset"])
         entry = {"lesion_id": row["lesion_id"], "dx": dx} | detail
         _add(rows, row["image_id"], entry, where=where)
     return rows
@@ -343,14 +237,14 @@ def _read_metadata(path: Path) -> dict[str, dict[str, str]]:
 
 def _read_isic(truth: Path, groupings: Path) -> dict[str, dict[str, str]]:
     lesions: dict[str, tuple[str, str]] = {}
-    for row in _read_table(groupings, required={"image", "lesion_id"}):
-        kind = row.get("diagnosis_confirm_type", "")
+    for _, row in read_table(groupings).select(
+        ("image", "lesion_id"), ("diagnosis_confirm_type",)
+    ):
+        kind = row["diagnosis_confirm_type"]
         lesions[row["image"]] = (row["lesion_id"], CONFIRMATIONS.get(kind, kind))
     rows: dict[str, dict[str, str]] = {}
-    required = {"image"} | {dx.upper() for dx in DIAGNOSES}
-    for number, row in enumerate(_read_table(truth, required=required), start=2):
-        where = f"{truth}, line {number}"
-        marks = {dx: row[dx.upper()] for dx in DIAGNOSES}
+    for where, row in read_table(truth).select(("image", *DIAGNOSES)):
+        marks = {dx: row[dx] for dx in DIAGNOSES}
         if not all(_is_number_or_empty(mark) for mark in marks.values()):
             raise UserError(f"{where}: the diagnoses must be marked with 0 and 1")
         marked = [dx for dx, mark in marks.items() if float(mark or "0") == 1]

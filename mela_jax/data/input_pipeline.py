@@ -10,6 +10,7 @@ TensorFlow takes seconds to import, and is when the first batch is asked for: se
 """
 
 from collections.abc import Callable, Generator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -32,30 +33,20 @@ def make_train_batches(
     indices: np.ndarray,
     *,
     views: Views,
-    image_size: int,
-    batch_size: int,
-    seed: int,
     start_step: int,
     num_steps: int,
-    row_weights: np.ndarray | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    **options: Any,
 ) -> Generator[Batch]:
     """Make the training batches of steps `start_step` to `num_steps - 1`.
 
     Args:
-      images: see `make_train_fetch`, as for all that is not explained here.
-      labels: see there.
-      indices: see there.
-      views: see there.
-      image_size: see there.
-      batch_size: see there.
-      seed: see there.
+      images: as `make_train_fetch` takes them, like `labels`, `indices` and `views`.
+      labels: int[N].
+      indices: int[n].
+      views: which views.
       start_step: the first step wanted; 0 at the start of training.
       num_steps: the length of the whole training: the first step not wanted.
-      row_weights: see `make_train_fetch`.
-      process_index: see there.
-      process_count: see there.
+      **options: the other arguments of `make_train_fetch`.
 
     Returns:
       Iterator over the batches of `make_train_fetch`, as `stream`.
@@ -63,18 +54,7 @@ def make_train_batches(
     Raises:
       UserError: as `make_train_fetch`.
     """
-    fetch = make_train_fetch(
-        images,
-        labels,
-        indices,
-        views=views,
-        image_size=image_size,
-        batch_size=batch_size,
-        seed=seed,
-        row_weights=row_weights,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    fetch = make_train_fetch(images, labels, indices, views=views, **options)
     dtypes = _dtypes(views, label=np.int32)
     return stream(fetch, dtypes=dtypes, start=start_step, stop=num_steps)
 

@@ -12,12 +12,11 @@ found, 1 leaks found, 2 the audit could not be made.
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from mela_jax.atomic import write_atomically
 from mela_jax.data.image_io import EXTENSIONS
 from mela_jax.errors import UserError
+from mela_jax.tables import read_table
 
 CLEAN, LEAKS, CANNOT_RUN = 0, 1, 2
 
@@ -43,6 +43,13 @@ MAX_DISTANCE = 24
 SHOWN = 10
 # Pairs compared at once: 4 words of 64 bits each.
 _CHUNK = 1 << 22
+
+# Kind of a leak -> its name in the summary.
+KINDS = {
+    "lesion": "shared_lesions",
+    "file": "identical_files",
+    "near": "near_duplicates",
+}
 
 _OTHER_FOLDER = ("segmentation", "mask", "__macosx")
 
@@ -69,7 +76,7 @@ class Leak:
     """Something that two places share.
 
     Attributes:
-        kind: "lesion", "file" or "near".
+        kind: one of `KINDS`.
         what: lesion_id; "" for files.
         places: the two or more places.
         images: some of the files, at least one from each place.
@@ -267,13 +274,19 @@ def _images_below(root: Path) -> Iterator[Path]:
 def _read_lesions(root: Path) -> dict[str, str]:
     """Read image -> lesion from the tables at the top of a folder."""
     lesions: dict[str, str] = {}
-    for table in sorted(root.glob("*.csv")):
-        for row in _rows(table):
-            image = row.get("image_id") or row.get("image") or ""
-            lesion = row.get("lesion_id") or ""
-            if image and lesion and lesions.setdefault(image, lesion) != lesion:
+    for path in sorted(root.glob("*.csv")):
+        table = read_table(path)
+        image = table.find("image_id", "image", "path")
+        lesion = table.find("lesion_id", "group")
+        if not image or not lesion:
+            continue
+        for number, row in enumerate(table.rows):
+            # The user's own table names files.
+            name = Path(row[image]).stem if image.lower() == "path" else row[image]
+            if name and lesions.setdefault(name, row[lesion]) != row[lesion]:
                 raise UserError(
-                    f"{table}: {image} is of {lesion}, elsewhere of {lesions[image]}"
+                    f"{table.place(number)}: {name} is of {row[lesion]}, elsewhere of"
+                    f" {lesions[name]}"
                 )
     return lesions
 
@@ -284,24 +297,18 @@ def _read_splits(paths: Sequence[str]) -> dict[str, str]:
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"--splits={path}: there is no such file")
-        for row in _rows(Path(path)):
-            if not row.get("image_id") or not row.get("split"):
-                raise UserError(f"{path}: the columns image_id and split are needed")
-            for name in (row.get("lesion_id"), row["image_id"]):
-                if name and splits.setdefault(name, row["split"]) != row["split"]:
+        for where, row in read_table(path).select(
+            ("image_id", "split"), ("lesion_id",)
+        ):
+            split = row["split"]
+            if not row["image_id"] or not split:
+                raise UserError(f"{where}: the image_id or its split is empty")
+            for name in (row["lesion_id"], row["image_id"]):
+                if name and splits.setdefault(name, split) != split:
                     raise UserError(
-                        f"{path}: {name} is in the splits {splits[name]} and "
-                        f"{row['split']}"
+                        f"{where}: {name} is in the splits {splits[name]} and {split}"
                     )
     return splits
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file, restval=""))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a CSV ({error})") from error
 
 
 def _describe(leak: Leak) -> str:
@@ -315,19 +322,12 @@ def _describe(leak: Leak) -> str:
 
 
 def _summary(pictures: Sequence[Picture], leaks: Sequence[Leak]) -> dict[str, Any]:
-    counts: dict[str, int] = defaultdict(int)
-    for picture in pictures:
-        counts[picture.place] += 1
     return {
-        "images": dict(counts),
+        "images": dict(Counter(p.place for p in pictures)),
         "without_lesion_id": sum(not p.lesion_id for p in pictures),
         **{
             name: sum(leak.kind == kind for leak in leaks)
-            for kind, name in (
-                ("lesion", "shared_lesions"),
-                ("file", "identical_files"),
-                ("near", "near_duplicates"),
-            )
+            for kind, name in KINDS.items()
         },
     }
 
@@ -380,8 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{count} images in {place}")
     if summary["without_lesion_id"]:
         print(f"{summary['without_lesion_id']} images have no lesion_id")
-    for name in ("shared_lesions", "identical_files", "near_duplicates"):
-        kind = {"shared_lesions": "lesion", "identical_files": "file"}.get(name, "near")
+    for kind, name in KINDS.items():
         print(f"{name.replace('_', ' ')}: {summary[name]}")
         for leak in [leak for leak in leaks if leak.kind == kind][:SHOWN]:
             print(f"  {_describe(leak)}")

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from mela_jax.atomic import write_atomically
@@ -242,65 +241,6 @@ def read_phantom(directory: str | os.PathLike[str]) -> list[Record]:
             "set 'csv'"
         )
     return read_user_csv(root)
-
-
-@dataclass(kw_only=True)
-class PhantomConfig(tfds.core.BuilderConfig):
-    """Which made-up lesions the TFDS builder draws."""
-
-    num_lesions: int = 600
-    seed: int = 0
-    size: int = 96
-
-
-class Phantom(tfds.core.GeneratorBasedBuilder):
-    """Made-up lesions as a TFDS data set: the pictures of `write_phantom`.
-
-    There is one split, which TFDS wants to be called "train": it holds all images.
-    Another `PhantomConfig` may be passed as `config`.
-    """
-
-    VERSION = tfds.core.Version(f"{VERSION}.1.0")
-    RELEASE_NOTES = {f"{VERSION}.0.0": "Initial release.", f"{VERSION}.1.0": "With dx."}
-    BUILDER_CONFIGS = [
-        PhantomConfig(name="default", description="600 made-up lesions at 96 pixels.")
-    ]
-
-    def _info(self) -> Any:
-        return self.dataset_info_from_configs(
-            description="MADE-UP dermoscopy lesions. " + " ".join(README.split()),
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(
-                        shape=(None, None, 3), encoding_format="png"
-                    ),
-                    "image_id": tfds.features.Text(),
-                    "lesion_id": tfds.features.Text(),
-                    "dx": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(names=["other", "melanoma"]),
-                }
-            ),
-            supervised_keys=("image", "label"),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[str, dict[str, object]]]:
-        c = self.builder_config
-        for image in _images(num_lesions=c.num_lesions, seed=c.seed):
-            yield (
-                image.name,
-                {
-                    "image": draw_lesion(
-                        seed=c.seed, index=image.number, view=image.view, size=c.size
-                    ),
-                    "image_id": image.name,
-                    "lesion_id": image.group,
-                    "dx": image.lesion.dx,
-                    "label": image.lesion.label,
-                },
-            )
 
 
 class _Image(NamedTuple):

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from mela_jax.atomic import write_atomically
 from mela_jax.data.records import Record
 from mela_jax.errors import UserError
+from mela_jax.tables import read_table
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("image_id", "lesion_id", "label", "split")
@@ -130,26 +131,16 @@ def read_splits(path: str | os.PathLike[str]) -> dict[str, tuple[str, str]]:
     Raises:
       UserError: the file is absent or malformed, or has a lesion in two splits.
     """
-    table: dict[str, tuple[str, str]] = {}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = set(COLUMNS) - set(reader.fieldnames or ())
-            if missing:
-                raise UserError(f"{path}: no column {', '.join(sorted(missing))}")
-            for row in reader:
-                if row["split"] not in SPLITS:
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: split {row['split']!r} is "
-                        f"none of {', '.join(SPLITS)}"
-                    )
-                if row["image_id"] in table:
-                    raise UserError(f"{path}: {row['image_id']!r} appears twice")
-                table[row["image_id"]] = (row["lesion_id"], row["split"])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the splits in {path}: {error}") from error
-    _split_of_lesion(table)
-    return table
+    splits: dict[str, tuple[str, str]] = {}
+    for where, row in read_table(path).select(COLUMNS):
+        image_id, split = row["image_id"], row["split"]
+        if split not in SPLITS:
+            raise UserError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+        if image_id in splits:
+            raise UserError(f"{where}: {image_id!r} appears twice")
+        splits[image_id] = (row["lesion_id"], split)
+    _split_of_lesion(splits)
+    return splits
 
 
 def apply_splits(

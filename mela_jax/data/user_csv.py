@@ -12,22 +12,18 @@ several classes learns, and `source` the clinic, camera or collection. Other col
 passed over.
 """
 
-import csv
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import tensorflow_datasets as tfds
-
-from mela_jax.data.image_io import EXTENSIONS, read_image
+from mela_jax.data.image_io import EXTENSIONS
 from mela_jax.data.records import Record, known_text
 from mela_jax.errors import UserError
+from mela_jax.tables import read_table
 
 LABELS = {"1": 1, "melanoma": 1, "0": 0, "other": 0}
 
-_HELP = "the columns are path,label and optionally group,dx,source"
+HELP = "the columns are path,label and optionally group,dx,source"
 
 _logger = logging.getLogger(__name__)
 
@@ -51,10 +47,12 @@ def read_user_csv(path: str | os.PathLike[str]) -> list[Record]:
     if table.is_dir():
         table = table / "labels.csv"
     if not table.is_file():
-        raise UserError(f"no CSV {table}; {_HELP}")
+        raise UserError(f"no CSV {table}; {HELP}")
     records: list[Record] = []
     named: dict[str, str] = {}
-    for where, row in _rows(table):
+    for where, row in read_table(table).select(
+        ("path", "label"), ("group", "dx", "source")
+    ):
         image_id = row["path"]
         label = row["label"].lower()
         if not image_id:
@@ -90,88 +88,6 @@ def read_user_csv(path: str | os.PathLike[str]) -> list[Record]:
         )
     _warn_of_unnamed(table, set(named))
     return sorted(records, key=lambda r: r.image_id)
-
-
-class UserCsv(tfds.core.GeneratorBasedBuilder):
-    """The user's CSV as a TFDS data set; the CSV is `labels.csv` in the manual folder.
-
-    There is one split, which TFDS wants to be called "train": it holds all images.
-    Images are stored as the models see them: upright RGB.
-    """
-
-    VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.0.0": "Initial release.", "1.1.0": "With dx and source."}
-    MANUAL_DOWNLOAD_INSTRUCTIONS = f"Place labels.csv and its images here; {_HELP}."
-
-    def _info(self) -> Any:
-        return self.dataset_info_from_configs(
-            description="The user's own images of skin lesions.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(
-                        shape=(None, None, 3), encoding_format="png"
-                    ),
-                    "image_id": tfds.features.Text(),
-                    "lesion_id": tfds.features.Text(),
-                    "dx": tfds.features.Text(),
-                    "source": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(names=["other", "melanoma"]),
-                }
-            ),
-            supervised_keys=("image", "label"),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-        return {"train": self._generate_examples(Path(dl_manager.manual_dir))}
-
-    def _generate_examples(
-        self, folder: Path
-    ) -> Iterator[tuple[str, dict[str, object]]]:
-        for r in read_user_csv(folder):
-            yield (
-                r.image_id,
-                {
-                    "image": read_image(r.path),
-                    "image_id": r.image_id,
-                    "lesion_id": r.lesion_id,
-                    "dx": r.dx,
-                    "source": r.source,
-                    "label": r.label,
-                },
-            )
-
-
-def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield where a row stands and what it says, "" for a column that is not there."""
-    number = 1
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            # A cell that is absent at the end of a line reads as empty.
-            reader = csv.DictReader(file, restval="", skipinitialspace=True)
-            columns = [name.strip().lower() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            missing = {"path", "label"} - set(columns)
-            if missing:
-                raise UserError(
-                    f"{table}: no column {', '.join(sorted(missing))} (it has "
-                    f"{', '.join(columns) or 'none'}); {_HELP}"
-                )
-            for row in reader:
-                number = reader.line_num
-                if None in row:
-                    raise UserError(
-                        f"{table}, line {number}: more cells than columns; put a path "
-                        "with a comma between double quotes"
-                    )
-                cells = {"group": "", "dx": "", "source": ""} | row
-                yield (
-                    f"{table}, line {number}",
-                    {name: text.strip() for name, text in cells.items()},
-                )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {table} after line {number}: {error}") from error
-    if number == 1:
-        raise UserError(f"{table} names no images; {_HELP}")
 
 
 def _warn_of_unnamed(table: Path, named: set[str]) -> None:

@@ -12,6 +12,7 @@ from mela_jax.data.leakage import (
     CANNOT_RUN,
     CLEAN,
     HASH_SIZE,
+    KINDS,
     LEAKS,
     MAX_DISTANCE,
     list_pictures,
@@ -46,11 +47,7 @@ def summary(folders: tuple[Path, Path], *words: str) -> tuple[int, dict]:
     status = main([*map(str, folders), f"--output={output}", *words])
     found = json.loads(output.read_text())
     counts = found["summary"]
-    for kind, name in (
-        ("lesion", "shared_lesions"),
-        ("file", "identical_files"),
-        ("near", "near_duplicates"),
-    ):
+    for kind, name in KINDS.items():
         assert sum(leak["kind"] == kind for leak in found["leaks"]) == counts[name]
     return status, counts
 
@@ -69,6 +66,19 @@ def test_a_shared_lesion_is_found(folders: tuple[Path, Path]) -> None:
     assert status == LEAKS
     assert found["shared_lesions"] == 1
     assert found["identical_files"] == found["near_duplicates"] == 0
+
+
+def test_the_groups_of_a_users_table_are_lesions(folders: tuple[Path, Path]) -> None:
+    for folder, mole in zip(folders, ("mole 1", "mole 2"), strict=True):
+        (folder / "metadata.csv").unlink()
+        lines = [f"images/{p.name},0,{mole}" for p in (folder / "images").iterdir()]
+        (folder / "labels.csv").write_text("\n".join(["path,label,group", *lines]))
+    status, found = summary(folders)
+    assert (status, found["without_lesion_id"]) == (CLEAN, 0)
+    table = folders[1] / "labels.csv"
+    table.write_text(table.read_text().replace("mole 2", "mole 1"))
+    status, found = summary(folders)
+    assert (status, found["shared_lesions"]) == (LEAKS, 1)
 
 
 def test_a_copied_file_is_found_under_another_name(

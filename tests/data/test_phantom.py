@@ -10,10 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from mela_jax.data.builders import Phantom, PhantomConfig
 from mela_jax.data.load import DATASETS, load_records
 from mela_jax.data.phantom import (
-    Phantom,
-    PhantomConfig,
     draw_lesion,
     make_lesion,
     read_phantom,

@@ -171,7 +171,7 @@ def test_malformed_splits_file(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_splits(path)
-    with pytest.raises(UserError, match="cannot read the splits"):
+    with pytest.raises(UserError, match="absent.csv: cannot be read"):
         read_splits(tmp_path / "absent.csv")
 
 

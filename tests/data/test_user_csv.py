@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mela_jax.data.user_csv import UserCsv, read_user_csv
+from mela_jax.data.builders import UserCsv
+from mela_jax.data.user_csv import read_user_csv
 from mela_jax.errors import UserError
 from mela_jax.labels import make_label_space
 
@@ -80,16 +81,16 @@ def test_two_columns_suffice_and_unnamed_images_are_told(folder, caplog):
     ("text", "message"),
     [
         ("path,group\na.png,1\n", r"no column label \(it has path, group\)"),
-        ("", "no column label, path"),
-        ("path,label\n", "names no images"),
+        ("", "is empty"),
+        ("path,label\n", "no rows"),
         ("path,label\na.png,benign\n", "line 2: label is 'benign'; .*melanoma, 0"),
         ("path,label\na.png,\n", "line 2: label is ''"),
         ("path,label\na.png\n", "line 2: label is ''"),
         ("path,label\n,1\n", "line 2: the path is empty"),
         ("path,label\na.png,1\n./sub/../a.png,1\n", "line 3: .*same file as 'a.png'"),
-        ("path,label\nsub/b, c.bmp,1,g,h\n", "line 2: more cells than columns"),
+        ("path,label\nsub/b, c.bmp,1,g,h\n", "line 2: has 5 cells"),
         ("path,label\nx.png,1\ny.png,1\na.png,0\n", r"2 of 3 .*\(x.png, y.png\)"),
-        ("path,label\n\xff,1\n", "cannot read"),
+        ("path,label\n\xff,1\n", "line 2: is not UTF-8"),
     ],
 )
 def test_mistakes(folder, text, message):
