@@ -16,7 +16,7 @@ quickstart: $(INSTALLED)
 	@$(VENV_PYTHON) -m mela_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(INSTALLED)
-	@$(VENV_PYTHON) -m pytest
+	@$(VENV_PYTHON) -m pytest -n auto --dist=loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	@$(VENV_PYTHON) -m ruff check .

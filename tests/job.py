@@ -131,7 +131,7 @@ class Job:
 
     def start_module(self, module: str, *arguments: str) -> Running:
         """Start `python -m module arguments...`."""
-        number = len(list(self.root.glob("log-*.err")))
+        number = f"{os.getpid()}-{len(list(self.root.glob('log-*.err')))}"
         return Running(
             [sys.executable, "-m", module, *arguments],
             log=self.root / f"log-{number}.log",
