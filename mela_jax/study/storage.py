@@ -20,14 +20,14 @@ _SECRET_OPTIONS = ("password", "sslpassword", "passwd")
 
 
 class Storage(optuna.storages.RDBStorage):
-    """Optuna's storage, whose sign of life outlives a short loss of the database."""
+    """Optuna's storage, whose heartbeat outlives a short loss of the database."""
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Record that the trial's worker lives; a failure is the next one's to mend."""
+        """Record that the trial's worker lives; a failure is left to the next beat."""
         try:
             super().record_heartbeat(trial_id)
         except FAULTS as error:
-            logging.warning("storage: no sign of life recorded (%s)", _line(error))
+            logging.warning("storage: heartbeat not recorded (%s)", _line(error))
 
 
 def parse_url(url: str, workdir: Path) -> URL:
@@ -65,7 +65,7 @@ def open_storage(url: URL, *, heartbeat: int) -> Storage:
 
     Args:
       url: of the database.
-      heartbeat: seconds between two signs of life of a worker.
+      heartbeat: seconds between two heartbeats of a worker.
 
     Raises:
       UserError: when it does not answer.
@@ -106,7 +106,7 @@ def no_answer(url: URL, error: Exception) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """Return what went wrong, in one line; the driver's own words where there are."""
+    """Return what went wrong in one line, in the driver's own words where it has any."""
     inner = getattr(error, "orig", None) or error.__cause__
     if inner is not None:
         return _line(inner)

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.samplers import GridSampler
+from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
+from mela_jax.atomic import hold_lock
 from mela_jax.errors import Stopped, UserError
-from mela_jax.study import queue, session
-from mela_jax.study.samplers import make_sampler
-from mela_jax.study.spec import Plan
-from tests.study.worker_process import make_job, plan
+from mela_jax.study import attempts, session
+from tests.study.worker_process import cheap_study, make_job
 
 
 def trial(state: TrialState, **attributes):
@@ -30,11 +29,11 @@ STOPPED = trial(TrialState.FAIL, given_up="stopped")
 FAILED = trial(TrialState.FAIL, error="no such file")
 COMPLETE = trial(TrialState.COMPLETE)
 PRUNED = create_trial(state=TrialState.PRUNED)
-PARDON = trial(TrialState.WAITING, forgives=True)
+RETRY = trial(TrialState.WAITING, retry=True)
 
 
 @pytest.mark.parametrize(
-    ("trials", "state", "counts"),
+    ("tried", "state", "counts"),
     [
         ([], "waiting", None),
         ([WAITING], "waiting", WAITING),
@@ -48,66 +47,48 @@ PARDON = trial(TrialState.WAITING, forgives=True)
         ([STOPPED] * 5, "waiting", None),
         ([DEAD, RUNNING], "running", RUNNING),
         ([DEAD, DEAD, COMPLETE], "complete", COMPLETE),
-        ([DEAD] * queue.MAX_DEATHS, "failed", DEAD),
-        # What was forgiven counts no more.
-        ([FAILED, PARDON], "waiting", PARDON),
-        ([*[DEAD] * queue.MAX_DEATHS, PARDON], "waiting", PARDON),
+        ([DEAD] * attempts.MAX_DEATHS, "failed", DEAD),
+        # What was before a retry counts no more.
+        ([FAILED, RETRY], "waiting", RETRY),
+        ([*[DEAD] * attempts.MAX_DEATHS, RETRY], "waiting", RETRY),
         # Two that did the same, where locks do not hold: one of them counts.
         ([DEAD, COMPLETE, COMPLETE], "complete", COMPLETE),
     ],
 )
-def test_what_has_become_of_a_run(trials, state: str, counts):
-    verdict = queue.judge(trials)
-    assert verdict.state == state
-    assert verdict.trial is counts
-    assert bool(verdict.error) == (state == "failed")
-    assert "\n" not in verdict.error
+def test_what_has_become_of_a_run(tried, state: str, counts):
+    found, error, attempt = attempts.outcome(tried)
+    assert found == state
+    assert attempt is counts
+    assert bool(error) == (state == "failed")
+    assert "\n" not in error
 
 
-def test_the_setting_of_a_dead_trial_is_known():
+def test_the_setting_of_a_dead_trial_is_known(tmp_path: Path):
     dead = create_trial(
         state=TrialState.FAIL,
-        params={"x": 0.25},
-        distributions={"x": optuna.distributions.FloatDistribution(0, 1)},
+        user_attrs={"run": 0},
+        params={"distill.alpha": 0.25},
+        distributions={
+            "distill.alpha": optuna.distributions.FloatDistribution(0, 1)
+        },
     )
-    assert queue.judge([dead, DEAD]).params == {"x": 0.25}
-
-
-def test_every_point_is_what_grid_sampler_makes_of_it():
-    """Through Optuna's own loop, on trials that bear the points' attributes."""
-    found: Plan = plan()
-    points = queue.grid_points(found)
-    assert len(points) == 12
-    sampler = make_sampler(found)
-    assert isinstance(sampler, GridSampler)
-    study = optuna.create_study(sampler=sampler)
-    seen = []
-    for attributes in points.values():
-        study.add_trial(
-            create_trial(state=TrialState.WAITING, system_attrs=dict(attributes))
-        )
-
-    def objective(trial: optuna.Trial) -> float:
-        names = ("cell", "seed", "fold")
-        space = queue.grid_space(found)
-        seen.append(
-            tuple(trial.suggest_categorical(name, space[name]) for name in names)
-        )
-        return 0.0
-
-    study.optimize(objective, n_trials=12)
-    assert seen == list(points)
-    assert sampler.is_exhausted(study)
+    stopped = trial(TrialState.FAIL, run=0, given_up="stopped")
+    ((run, attempt),) = attempts.list_runs(
+        cheap_study(tune=True), tmp_path, [dead, stopped]
+    )
+    assert run.setting == {"distill.alpha": 0.25}
+    assert attempt is None
 
 
 def work(workdir: Path, job, *, storage: str = "", **options):
     return session.run(
-        plan(tune=options.pop("tune", False)),
+        cheap_study(
+            tune=options.get("tune", False), trials=options.get("trials", 4)
+        ),
         workdir,
         storage=storage,
-        trials=options.pop("trials", 4),
         heartbeat=30,
-        retry_failed=options.pop("retry_failed", False),
+        retry_failed=options.get("retry_failed", False),
         job=job,
     )
 
@@ -173,7 +154,7 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(
 def test_a_stopped_run_goes_on_later(tmp_path: Path, stop: BaseException):
     with pytest.raises(type(stop)):
         work(tmp_path, failing(tmp_path / "log.txt", stop))
-    trials = session.load_trials(tmp_path)
+    trials = session.load_runs(tmp_path)[1]
     assert {t.state for t in trials} == {"complete", "waiting"}
     done = work(tmp_path, make_job(tmp_path / "log.txt", seconds=0))
     assert {t.state for t in done} == {"complete"}
@@ -184,7 +165,7 @@ def test_a_folder_in_use_is_left_for_later(tmp_path: Path):
     """Its run is neither failed nor run beside the other process."""
     (tmp_path / "locks").mkdir()
     healthy = make_job(tmp_path / "log.txt", seconds=0)
-    busy = queue.hold_lock(tmp_path / "locks" / "0.lock")
+    busy = hold_lock(tmp_path / "locks" / "0.lock")
     busy.__enter__()
     released = False
 
