@@ -47,11 +47,7 @@ def seed_variances(rows: Sequence[Row]) -> SeedVariances:
 
 
 def row_figures(row: Row, variances: SeedVariances) -> dict[str, Any]:
-    """Return every figure of one setting: mean over seeds, interval, spread.
-
-    Args:
-        row: judged.
-        variances: of `seed_variances`.
+    """Return every figure of a judged row: mean over seeds, interval, spread.
 
     Returns:
         name in `FIGURES` -> {value, low, high, by_seed, seed_sd, lesion_sd, freedom};
@@ -79,16 +75,12 @@ def row_figures(row: Row, variances: SeedVariances) -> dict[str, Any]:
 def compare_with_reference(
     rows: Sequence[Row], variances: SeedVariances
 ) -> list[dict[str, Any]]:
-    """Compare every setting with the first, seed by seed and lesion by lesion.
+    """Compare every judged row with the first, seed by seed and lesion by lesion.
 
     p-values of ROC-AUC and specificity are corrected together by Holm 1979
     (doi:10.2307/4615733), over all comparisons that the study plans: those that cannot
     be made yet count as p = 1, so that the correction is never milder than it will be
     once all are made.
-
-    Args:
-        rows: of the study, judged; the reference is the first.
-        variances: of `seed_variances`.
 
     Returns:
         For each other row that shares two seeds with the reference, or one where the
@@ -104,18 +96,20 @@ def compare_with_reference(
         seeds = [s for s in reference.seeds if s in row.seeds]
         if len(seeds) < min(2, num_planned):
             continue
-        entry = {"number": row.number, "setting": dict(row.setting), "seeds": seeds}
-        for name in COMPARED:
-            entry[name] = dict(
-                difference_over_seeds(
-                    *_stack(row, name, seeds),
-                    *_stack(reference, name, seeds),
-                    luck=[variances[name][r.number] for r in (row, reference)]
-                    if len(seeds) > 1
-                    else None,
-                )
+        pair = (row, reference)
+        differences = {
+            name: difference_over_seeds(
+                *_stack(row, name, seeds),
+                *_stack(reference, name, seeds),
+                luck=[variances[name][r.number] for r in pair if len(seeds) > 1]
+                or None,
             )
-        found.append(entry)
+            for name in COMPARED
+        }
+        found.append(
+            {"number": row.number, "setting": dict(row.setting), "seeds": seeds}
+            | {name: dict(difference) for name, difference in differences.items()}
+        )
     tested = [entry[name] for entry in found for name in TESTED]
     p = [figure["p"] for figure in tested]
     padded = p + [1.0] * (len(others) * len(TESTED) - len(p))
@@ -163,23 +157,17 @@ def main_effects(
             continue
         # Of each combination of the other axes, the rows of all levels.
         others = [[(k, v) for v in axes[k]] for k in axes if k != axis]
-        lines = [
-            [by_setting.get(frozenset([*fixed, (axis, level)])) for level in levels]
-            for fixed in itertools.product(*others)
-        ]
-        lines = [line for line in lines if None not in line]
+        lines = []
+        for fixed in itertools.product(*others):
+            keys = [frozenset([*fixed, (axis, level)]) for level in levels]
+            if all(key in by_setting for key in keys):
+                lines.append([by_setting[key] for key in keys])
         shared = [set(row.seeds) for line in lines for row in line]
         seeds = sorted(set.intersection(*shared)) if shared else []
         against = rows[0].setting[axis]
-        # Level -> figure -> its mean over the lines, of each seed and its replicates.
         means = {
             level: {
-                name: [
-                    np.mean(part, axis=0)
-                    for part in zip(
-                        *(_stack(line[i], name, seeds) for line in lines), strict=True
-                    )
-                ]
+                name: _mean_stack([line[i] for line in lines], name, seeds)
                 for name in COMPARED
             }
             for i, level in enumerate(levels if seeds else ())
@@ -208,27 +196,6 @@ def main_effects(
     return effects
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return which points are on the front of small cost and high gain.
-
-    A point is on it when no other costs no more and gains no less, and is better in one
-    of the two.
-
-    >>> pareto_front([(1.0, 0.5), (2.0, 0.6), (2.0, 0.4), (3.0, 0.6)])
-    [0, 1]
-
-    Args:
-        points: (cost, gain) of each.
-    """
-    return [
-        i
-        for i, (cost, gain) in enumerate(points)
-        if not any(
-            c <= cost and g >= gain and (c < cost or g > gain) for c, g in points
-        )
-    ]
-
-
 def _stack(
     row: Row, name: str, seeds: Sequence[int] | None = None
 ) -> tuple[FloatArray, FloatArray]:
@@ -238,6 +205,14 @@ def _stack(
         np.asarray([each.values[name] for each in judged]),
         np.stack([each.replicates[name] for each in judged]),
     )
+
+
+def _mean_stack(
+    rows: Sequence[Row], name: str, seeds: Sequence[int]
+) -> tuple[FloatArray, FloatArray]:
+    """Return the mean of a figure over rows: of each seed, [S], and [S, R]."""
+    values, replicates = zip(*(_stack(row, name, seeds) for row in rows), strict=True)
+    return np.mean(values, axis=0), np.mean(replicates, axis=0)
 
 
 def _finite(value: float) -> float | None:

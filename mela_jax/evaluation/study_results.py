@@ -2,23 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mela_jax.errors import UserError
+from mela_jax.evaluation import study_figures as figures
 from mela_jax.evaluation.cross_validation import RATES, judge_folds
 from mela_jax.evaluation.measure import Settings, selection_metrics
-from mela_jax.evaluation.study_figures import (
-    TESTED,
-    SeedVariances,
-    compare_with_reference,
-    main_effects,
-    pareto_front,
-    row_figures,
-    seed_variances,
-)
 from mela_jax.evaluation.study_runs import (
     STATES,
     Row,
@@ -34,25 +25,23 @@ SELECTIONS = ("roc_auc", "pr_auc", "specificity_at_target")
 
 
 def study_results(
-    workdir: Path,
+    runs: Sequence[Run],
+    settings: Settings,
     *,
     name: str,
     axes: Mapping[str, Sequence[Any]],
     reference: Mapping[str, Any],
-    runs: Sequence[Run],
-    settings: Settings,
     cells: Sequence[Mapping[str, Any]],
     select_by: str = "roc_auc",
 ) -> dict[str, Any]:
     """Return all figures of a study.
 
     Args:
-        workdir: of the study.
+        runs: all of the study, in any state.
+        settings: how each run is judged.
         name: of the study.
         axes: config field -> levels; for tuning, whatever describes the range.
         reference: the setting that the others are compared with; not used for tuning.
-        runs: all of the study, in any state.
-        settings: how each run is judged.
         cells: all settings of a grid, in order; empty for tuning.
         select_by: for tuning, the validation figure by which the best is chosen, one of
             `SELECTIONS`.
@@ -60,13 +49,10 @@ def study_results(
     Raises:
         UserError: there is no run; or a complete one's files are missing, damaged or of
             other images than those of the rest.
-        ValueError: `select_by` is none of `SELECTIONS`.
     """
-    if select_by not in SELECTIONS:
-        raise ValueError(f"select_by {select_by!r} is none of {SELECTIONS}")
     if not runs:
-        raise UserError(f"{workdir}: the study has no trial yet; run it first")
-    return {
+        raise UserError(f"{name}: the study has no trial yet; run it first")
+    results = {
         "name": name,
         "kind": "grid" if cells else "tuning",
         "axes": {axis: list(levels) for axis, levels in axes.items()},
@@ -74,76 +60,58 @@ def study_results(
         "settings": dataclasses.asdict(settings),
         "made_up_data": any(is_made_up(run) for run in runs if run.state == "complete"),
         "failed": [
-            {
-                "trial": run.number,
-                "setting": run.setting,
-                "seed": run.seed,
-                "fold": run.fold,
-                "error": run.error,
-            }
+            {"trial": run.number}
+            | {key: getattr(run, key) for key in ("setting", "seed", "fold", "error")}
             for run in runs
             if run.state == "failed"
         ],
-    } | (
-        _grid(axes, reference, runs, settings, cells)
-        if cells
-        else _tuning(runs, settings, select_by)
-    )
+    }
+    if not cells:
+        return results | _tuning(runs, settings, select_by)
+    others = [cell for cell in cells if cell != reference]
+    rows = make_rows([reference, *others], runs)
+    return results | {"reference": dict(reference)} | _grid(rows, axes, settings)
 
 
 def _grid(
-    axes: Mapping[str, Sequence[Any]],
-    reference: Mapping[str, Any],
-    runs: Sequence[Run],
-    settings: Settings,
-    cells: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row], axes: Mapping[str, Sequence[Any]], settings: Settings
 ) -> dict[str, Any]:
     """Return the results of a grid; the reference is row 1."""
     scores = Scores()
-    others = [cell for cell in cells if cell != reference]
-    rows = [
-        _judge(row, scores, settings) for row in make_rows([reference, *others], runs)
-    ]
     planned = {key for row in rows for key in row.runs}
-    variances = seed_variances(rows)
+    states = [
+        row.runs[key].state if key in row.runs else "waiting"
+        for row in rows
+        for key in planned
+    ]
+    rows = [_judge(row, scores, settings) for row in rows]
+    variances = figures.seed_variances(rows)
     described = [_describe(row, variances, num_planned=len(planned)) for row in rows]
     return {
-        "reference": dict(reference),
         "seeds": sorted({seed for seed, _ in planned}),
         "folds": sorted({fold for _, fold in planned}),
-        **_progress(
-            [
-                row.runs[key].state if key in row.runs else "waiting"
-                for row in rows
-                for key in planned
-            ]
-        ),
+        **_progress(states),
         "rows": described,
-        "comparisons": compare_with_reference(rows, variances),
-        "comparisons_planned": (len(rows) - 1) * len(TESTED),
-        "main_effects": main_effects(axes, rows),
-        "fronts": _fronts(described),
+        "comparisons": figures.compare_with_reference(rows, variances),
+        "comparisons_planned": (len(rows) - 1) * len(figures.TESTED),
+        "main_effects": figures.main_effects(axes, rows),
+        "fronts": _fronts([row for row in described if row["figures"]]),
         "pooled_thresholds": _pooled(rows, scores, settings),
     }
 
 
-def _tuning(
-    runs: Sequence[Run], settings: Settings, select_by: str
-) -> dict[str, Any]:
+def _tuning(runs: Sequence[Run], settings: Settings, select_by: str) -> dict[str, Any]:
     """Return the results of a search: all that was tried, the best measured on test."""
     distinct = {frozenset(run.setting.items()): run.setting for run in runs}
     rows = make_rows(list(distinct.values()), runs)
     scores = Scores()
     tried: list[dict[str, Any]] = []
     for row in rows:
-        vals = [
-            scores.read(run).val
+        found = [
+            selection_metrics(val.label, val.score, target=settings.target)
             for _, run in sorted(row.runs.items())
             if run.state == "complete"
-        ]
-        figures = [
-            selection_metrics(val.label, val.score, target=settings.target)
-            for val in vals
+            for val in [scores.read(run).val]
         ]
         tried.append(
             {
@@ -152,11 +120,8 @@ def _tuning(
                 "setting": dict(row.setting),
                 "state": max((r.state for r in row.runs.values()), key=STATES.index),
                 "complete": bool(row.seeds),
-                "val": {
-                    name: float(np.mean([each[name] for each in figures]))
-                    for name in SELECTIONS
-                }
-                if figures
+                "val": {n: float(np.mean([f[n] for f in found])) for n in SELECTIONS}
+                if found
                 else None,
             }
         )
@@ -166,7 +131,8 @@ def _tuning(
         # The first of equals: a tie is not decided by what test would say.
         best = max(ready, key=lambda row: tried[row.number - 1]["val"][select_by])
         best = _judge(best, scores, settings)
-        chosen = _describe(best, seed_variances([best]), num_planned=len(best.runs))
+        variances = figures.seed_variances([best])
+        chosen = _describe(best, variances, num_planned=len(best.runs))
     return {
         "select_by": select_by,
         **_progress([run.state for run in runs]),
@@ -177,27 +143,22 @@ def _tuning(
 
 def _progress(states: Sequence[str]) -> dict[str, Any]:
     counts = {state: states.count(state) for state in STATES}
-    return {
-        "counts": counts,
-        "planned": len(states),
-        "finished": counts["waiting"] + counts["running"] == 0,
-    }
+    finished = counts["waiting"] + counts["running"] == 0
+    return {"counts": counts, "planned": len(states), "finished": finished}
 
 
 def _judge(row: Row, scores: Scores, settings: Settings, *, source: str = "own") -> Row:
     """Judge each complete seed of a row over its folds."""
-    judged = {
-        seed: judge_folds(
-            [scores.read(row.runs[seed, fold]) for fold in row.folds],
-            settings,
-            source=source,
-        )
-        for seed in row.seeds
-    }
+    judged = {}
+    for seed in row.seeds:
+        folds = [scores.read(row.runs[seed, fold]) for fold in row.folds]
+        judged[seed] = judge_folds(folds, settings, source=source)
     return dataclasses.replace(row, judged=judged)
 
 
-def _describe(row: Row, variances: SeedVariances, *, num_planned: int) -> dict[str, Any]:
+def _describe(
+    row: Row, variances: figures.SeedVariances, *, num_planned: int
+) -> dict[str, Any]:
     """Return a row as results.json holds it; without figures where no seed is whole."""
     described: dict[str, Any] = {
         "number": row.number,
@@ -213,7 +174,7 @@ def _describe(row: Row, variances: SeedVariances, *, num_planned: int) -> dict[s
     judged = {str(seed): each for seed, each in row.judged.items()}
     complete = [row.runs[seed, fold] for seed in row.seeds for fold in row.folds]
     return described | {
-        "figures": row_figures(row, variances),
+        "figures": figures.row_figures(row, variances),
         "thresholds": {seed: list(each.thresholds) for seed, each in judged.items()},
         "confusion": {s: dataclasses.asdict(j.confusion) for s, j in judged.items()},
         "flags_everyone": any(j.confusion.flags_everyone for j in judged.values()),
@@ -231,27 +192,28 @@ def _pooled(
         for row in rows
         if row.seeds and len(row.folds) > 1
     ]
-    variances = seed_variances(anew)
-    return [
-        {
-            "number": row.number,
-            "thresholds": {str(s): list(j.thresholds) for s, j in row.judged.items()},
-            "figures": {
-                name: figure
-                for name, figure in row_figures(row, variances).items()
-                if name in RATES
-            },
-        }
-        for row in anew
-    ]
+    variances = figures.seed_variances(anew)
+    pooled = []
+    for row in anew:
+        found = figures.row_figures(row, variances)
+        pooled.append(
+            {
+                "number": row.number,
+                "thresholds": {
+                    str(seed): list(each.thresholds)
+                    for seed, each in row.judged.items()
+                },
+                "figures": {name: found[name] for name in RATES},
+            }
+        )
+    return pooled
 
 
 def _fronts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the fronts of specificity against what a setting costs.
+    """Return the Pareto fronts of high specificity against what a setting costs.
 
     Latency has none where it was not measured, or on several machines.
     """
-    rows = [row for row in rows if row["figures"] is not None]
     timed = [row["latency"] for row in rows if row["latency"] is not None]
     machines = sorted({machine for each in timed for machine in each["machines"]})
     fronts: dict[str, Any] = {}
@@ -267,10 +229,13 @@ def _fronts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 points.append(
                     {"number": row["number"], "cost": value, "specificity": interval}
                 )
-        front = pareto_front([(p["cost"], p["specificity"]["value"]) for p in points])
-        fronts[cost] = {
-            "points": points,
-            "on_front": [points[i]["number"] for i in front],
-        }
+        # On the front is what no other point beats in one and equals in the other.
+        loss = [(p["cost"], -p["specificity"]["value"]) for p in points]
+        on_front = [
+            point["number"]
+            for point, (x, y) in zip(points, loss, strict=True)
+            if not any(a <= x and b <= y and (a, b) != (x, y) for a, b in loss)
+        ]
+        fronts[cost] = {"points": points, "on_front": on_front}
     fronts["latency"]["machines"] = machines
     return fronts

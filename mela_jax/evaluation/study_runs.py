@@ -24,14 +24,14 @@ class Run:
     """One run of the main job within a study.
 
     Attributes:
-      number: from 0, unique in the study.
-      setting: value of each axis, {"student.loss": "focal", ...}; runs of one setting
-        differ in seed and fold only.
-      seed: `config.seed` of the run.
-      fold: `config.data.fold` of the run; -1 for the fixed split.
-      state: one of `STATES`.
-      error: why it failed, in one line; empty otherwise.
-      workdir: folder of the run. Complete: with predictions/ and report/metrics.json.
+        number: from 0, unique in the study.
+        setting: value of each axis, {"student.loss": "focal", ...}; runs of one setting
+            differ in seed and fold only.
+        seed: `config.seed`.
+        fold: `config.data.fold`; -1 for the fixed split.
+        state: one of `STATES`.
+        error: why it failed, in one line; empty otherwise.
+        workdir: its folder.
     """
 
     number: int
@@ -73,15 +73,8 @@ def are_numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
-def make_rows(
-    settings: Sequence[Mapping[str, Any]], runs: Sequence[Run]
-) -> list[Row]:
-    """Sort runs by setting, seed and fold; of equals, the one that got furthest counts.
-
-    Args:
-        settings: of the rows, in order.
-        runs: of the study; those of other settings are passed over.
-    """
+def make_rows(settings: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> list[Row]:
+    """Return a row for each setting; of several like runs, the furthest one counts."""
     furthest: dict[frozenset[Any], dict[tuple[int, int], Run]] = {}
     for run in sorted(runs, key=lambda run: (STATES.index(run.state), -run.number)):
         of_setting = furthest.setdefault(frozenset(run.setting.items()), {})
@@ -105,7 +98,7 @@ class Scores:
     """
 
     def __init__(self) -> None:
-        self._first: dict[tuple[int, str], tuple[Path, list[tuple[str, str, int]]]] = {}
+        self._first: dict[tuple[int, str], tuple[Path, list[Any]]] = {}
 
     def read(self, run: Run) -> Fold:
         """Return the student's scores of a complete run.
@@ -165,12 +158,9 @@ def is_made_up(run: Run) -> bool:
 
 
 def read_latency(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Return how long a student's float32 file takes on the host, where it was timed.
+    """Return how long the float32 file of one setting's students takes on the host.
 
-    Looked for is what `tflite_bench.host --json` wrote into export/ of a run.
-
-    Args:
-        runs: complete ones of one setting.
+    Looked for is what `tflite_bench.host --json` wrote into export/ of complete runs.
 
     Returns:
         "milliseconds", the mean over runs of the median latency with XNNPACK; "runs",
@@ -187,10 +177,9 @@ def read_latency(runs: Sequence[Run]) -> dict[str, Any] | None:
             if str(result.get("model", "")).endswith(_TIMED):
                 medians.append(result["latency_ms"]["xnnpack"]["median"])
                 threads = content["num_threads"]
-                machines.add(
-                    f"{content['machine']['processor']}, {threads} "
-                    f"thread{'' if threads == 1 else 's'}"
-                )
+                plural = "s" * (threads != 1)
+                processor = content["machine"]["processor"]
+                machines.add(f"{processor}, {threads} thread{plural}")
     if not medians:
         return None
     return {

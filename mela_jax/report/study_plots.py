@@ -1,4 +1,8 @@
-"""The plots of a study: what each axis does, what size and time buy, what was tried."""
+"""The plots of a study: what each axis does, what size and time buy, what was tried.
+
+Each function takes what results.json holds, and returns the name of each file, without
+suffix, with its plot.
+"""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -8,7 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
+from scipy.stats import rankdata
 
+from mela_jax.evaluation.intervals import FloatArray
 from mela_jax.evaluation.study_runs import are_numbers
 from mela_jax.report.page import Plot
 from mela_jax.report.plots import BLACK, BLUE, GREY, VERMILION, WIDTH, png_bytes
@@ -28,14 +34,7 @@ _COSTS = {
 
 
 def effect_plots(results: Mapping[str, Any]) -> dict[str, Plot]:
-    """Draw the mean of each level of each axis, with its 95 % interval.
-
-    Args:
-        results: of a grid, as results.json holds them.
-
-    Returns:
-        Name of the file, without suffix -> plot.
-    """
+    """Draw the mean of each level of each axis of a grid, with its 95 % interval."""
     plots = {}
     for effect in results["main_effects"]:
         levels, count = effect["levels"], effect["combinations"]
@@ -49,14 +48,8 @@ def effect_plots(results: Mapping[str, Any]) -> dict[str, Plot]:
             (panels[0], "roc_auc", "ROC-AUC", VERMILION, "o"),
             (panels[1], "specificity", "Specificity", BLUE, "s"),
         ):
-            for height, level in zip(heights, levels, strict=True):
-                mean = level[name]
-                if mean["value"] is None:
-                    continue
-                axes.plot([mean["low"], mean["high"]], [height] * 2, color=colour)
-                axes.plot(
-                    mean["value"], height, marker=marker, markersize=6, color=colour
-                )
+            mean, error = _intervals([level[name] for level in levels])
+            axes.errorbar(mean, heights, xerr=error, fmt=marker, color=colour)
             axes.set_xlabel(f"{label} on test,\n95 % interval")
             axes.grid(alpha=0.25, axis="x")
             axes.margins(x=0.1)
@@ -76,29 +69,20 @@ def effect_plots(results: Mapping[str, Any]) -> dict[str, Plot]:
 
 
 def front_plots(results: Mapping[str, Any]) -> dict[str, Plot]:
-    """Draw specificity against each cost that differs, with the Pareto front as steps.
-
-    Args:
-        results: of a grid, as results.json holds them.
-
-    Returns:
-        Name of the file, without suffix -> plot.
-    """
+    """Draw specificity against each cost that differs in a grid, with the front."""
     plots = {}
     for cost, (what, word, label) in _COSTS.items():
         front = results["fronts"][cost]
         if len({point["cost"] for point in front["points"]}) < 2:
             continue
         figure, title = _figure(results, f"Specificity against {word}", 4.6)
-        axes = figure.add_subplot()
+        axes = figure.add_subplot(xlabel=label, title=title)
         _draw_front(axes, front["points"], front["on_front"])
-        axes.set_xlabel(label)
-        axes.set_title(title)
         figure.legend(loc="outside lower center", fontsize="small")
         plots[f"front_{cost}"] = Plot(
             title if results["made_up_data"] else f"{what}: {title}",
-            "Numbers are rows of the table; rows of one cost are drawn side by side. Up "
-            "and left is better. The front goes by the means; where intervals overlap, "
+            "Numbers are rows of the table; rows of one cost are drawn side by side. "
+            "Up and left is better. The front goes by the means; where intervals overlap, "
             "it may be luck.",
             png_bytes(figure),
         )
@@ -110,20 +94,15 @@ def _draw_front(
 ) -> None:
     """Draw points {"number", "cost", "specificity"}, and the front by their numbers."""
     costs = np.asarray([point["cost"] for point in points], dtype=np.float64)
-    is_wide = costs.min() > 0 and costs.max() / costs.min() > _WIDE
+    value, error = _intervals([point["specificity"] for point in points])
+    is_wide = _is_wide(costs)
     # Points of one cost are drawn next to each other.
     scaled = np.log(costs) if is_wide else costs
-    at = scaled.copy()
-    for value in np.unique(scaled):
-        held = np.flatnonzero(scaled == value)
-        at[held] += 0.02 * np.ptp(scaled) * (np.arange(held.size) - (held.size - 1) / 2)
+    at = rankdata(scaled, method="ordinal") - rankdata(scaled)
+    at = scaled + 0.02 * np.ptp(scaled) * at
     at = np.exp(at) if is_wide else at
-    value, low, high = (
-        np.asarray([point["specificity"][key] for point in points])
-        for key in ("value", "low", "high")
-    )
-    on = np.isin([point["number"] for point in points], on_front)
-    steps = np.flatnonzero(on)[np.argsort(costs[on], kind="stable")]
+    is_on = np.isin([point["number"] for point in points], on_front)
+    steps = np.flatnonzero(is_on)[np.argsort(costs[is_on], kind="stable")]
     axes.step(
         at[steps],
         value[steps],
@@ -134,25 +113,24 @@ def _draw_front(
         label="front: nothing cheaper is more specific",
     )
     for held, colour, marker, name in (
-        (on, VERMILION, "o", "on the front"),
-        (~on, BLUE, "s", "not on it"),
+        (is_on, VERMILION, "o", "on the front"),
+        (~is_on, BLUE, "s", "not on it"),
     ):
         if held.any():
             axes.errorbar(
                 at[held],
                 value[held],
-                yerr=[(value - low)[held], (high - value)[held]],
+                yerr=error[:, held],
                 color=colour,
-                marker=marker,
-                linestyle="none",
+                fmt=marker,
                 elinewidth=0.9,
                 capsize=2,
                 label=f"{name}, 95 % interval",
             )
-    for i, point in enumerate(points):
+    for point, place in zip(points, zip(at, value, strict=True), strict=True):
         axes.annotate(
             str(point["number"]),
-            (at[i], value[i]),
+            place,
             xytext=(3, 3),
             textcoords="offset points",
             fontsize="small",
@@ -169,34 +147,27 @@ def _draw_front(
 
 
 def tuning_plots(results: Mapping[str, Any], label: str) -> dict[str, Plot]:
-    """Draw the validation figure of every complete setting against each tuned field.
-
-    Args:
-        results: of a search, as results.json holds them.
-        label: name of the figure that chooses.
-
-    Returns:
-        Name of the file, without suffix -> plot.
-    """
+    """Draw the validation figure, named `label`, against each field that was tuned."""
     tried = [row for row in results["tried"] if row["complete"]]
     if len(tried) < 2:
         return {}
-    chosen = [row["number"] == results["chosen"]["number"] for row in tried]
+    chosen = np.asarray([r["number"] == results["chosen"]["number"] for r in tried])
     figures = np.asarray([row["val"][results["select_by"]] for row in tried])
     plots = {}
     for field in dict.fromkeys(field for row in tried for field in row["setting"]):
         values = [row["setting"].get(field, "") for row in tried]
-        if len(set(map(str, values))) < 2:
-            continue
         numeric = are_numbers(values)
         at = np.asarray(values if numeric else [str(value) for value in values])
-        best, others = np.asarray(chosen), ~np.asarray(chosen)
+        if len(set(at)) < 2:
+            continue
         figure, title = _figure(results, field, 3.6)
-        axes = figure.add_subplot()
-        axes.scatter(at[others], figures[others], color=BLUE, label="tried")
+        # A long name does not fit beside the axis in one line.
+        beside = "\n".join(textwrap.wrap(f"{label} on validation", 36))
+        axes = figure.add_subplot(xlabel=field, ylabel=beside, title=title)
+        axes.scatter(at[~chosen], figures[~chosen], color=BLUE, label="tried")
         axes.scatter(
-            at[best],
-            figures[best],
+            at[chosen],
+            figures[chosen],
             color=VERMILION,
             edgecolor=BLACK,
             marker="D",
@@ -204,14 +175,10 @@ def tuning_plots(results: Mapping[str, Any], label: str) -> dict[str, Plot]:
             label="chosen",
             zorder=3,
         )
-        if numeric and min(values) > 0 and max(values) / min(values) > _WIDE:
+        if numeric and _is_wide(at):
             axes.set_xscale("log")
-        axes.set_xlabel(field)
-        # A long name does not fit beside the axis in one line.
-        axes.set_ylabel("\n".join(textwrap.wrap(f"{label} on validation", 36)))
-        axes.set_title(title)
         axes.grid(alpha=0.25)
-        axes.axhline(figures[best].item(), color=GREY, linewidth=1, linestyle=":")
+        axes.axhline(figures[chosen].item(), color=GREY, linewidth=1, linestyle=":")
         figure.legend(loc="outside lower center", fontsize="small", ncols=2)
         plots[f"tuned_{field.replace('.', '_')}"] = Plot(
             title,
@@ -226,6 +193,18 @@ def _figure(
     results: Mapping[str, Any], title: str, height: float
 ) -> tuple[Figure, str]:
     """Return an empty figure, and its title with what every plot must begin with."""
-    shout = "MADE-UP LESIONS: " if results["made_up_data"] else ""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, f"{shout}{title}"
+    return figure, f"{'MADE-UP LESIONS: ' * results['made_up_data']}{title}"
+
+
+def _is_wide(values: FloatArray) -> bool:
+    return bool(values.min() > 0 and values.max() / values.min() > _WIDE)
+
+
+def _intervals(figures: Sequence[Mapping[str, Any]]) -> tuple[FloatArray, FloatArray]:
+    """Return values, [N], and how far their intervals go down and up, [2, N]."""
+    value, low, high = (
+        np.asarray([figure[key] for figure in figures], dtype=np.float64)
+        for key in ("value", "low", "high")
+    )
+    return value, np.stack([value - low, high - value])

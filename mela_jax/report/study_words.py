@@ -1,6 +1,6 @@
 """How settings and figures are put into words in the report of a study."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mela_jax.report import words
@@ -17,11 +17,7 @@ FIGURE_NAMES = {
 
 
 def short_name(field: str) -> str:
-    """Return a config field as it is shown: the student's without their prefix.
-
-    >>> [short_name(f) for f in ("student.loss", "distill.alpha", "teacher.loss")]
-    ['loss', 'distill.alpha', 'teacher.loss']
-    """
+    """Return a config field as it is shown: the student's without their prefix."""
     return field.removeprefix("student.")
 
 
@@ -56,57 +52,26 @@ def in_force(setting: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in setting.items() if field not in idle}
 
 
-def setting_text(setting: Mapping[str, Any]) -> str:
-    """Return a setting in one line, without what does nothing in it.
+def setting_text(
+    setting: Mapping[str, Any], reference: Mapping[str, Any] | None = None
+) -> str:
+    """Return in one line what does something in a setting, or what a reference lacks.
 
     >>> setting_text({"student.loss": "focal", "distill.alpha": 0.5})
     'loss focal, distill.alpha 0.5'
-    """
-    shown = in_force(setting).items()
-    return ", ".join(f"{short_name(field)} {value_text(v)}" for field, v in shown)
-
-
-def change_text(setting: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
-    """Return in one line what a setting changes in the reference.
-
-    >>> change_text({"student.pool": "max"}, {"student.pool": "avg"})
+    >>> setting_text({"student.pool": "max"}, {"student.pool": "avg"})
     'pool max'
     """
-    changes = dict(in_force(setting).items() - in_force(reference).items())
-    in_order = {field: changes[field] for field in setting if field in changes}
-    return setting_text(in_order) or "nothing that has an effect"
+    known = in_force(reference or {}).items()
+    shown = [pair for pair in in_force(setting).items() if pair not in known]
+    texts = [f"{short_name(field)} {value_text(value)}" for field, value in shown]
+    return ", ".join(texts) or "nothing that has an effect"
 
 
 def setting_cells(setting: Mapping[str, Any], fields: Iterable[str]) -> list[str]:
     """Return a setting as cells of a table, a dash where a field does nothing."""
     shown = in_force(setting)
     return [value_text(shown[f]) if f in shown else "\N{EN DASH}" for f in fields]
-
-
-def list_text(items: Sequence[Any]) -> str:
-    """Return "0, 1 and 2"."""
-    *first, last = map(str, items)
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def difference_text(figure: Mapping[str, Any], name: str = "rate") -> str:
-    """Return a difference with its interval: of an area as it is, of rates in points."""
-    digits, scale = (3, 1) if name == "roc_auc" else (1, 100)
-    difference, low, high = (
-        words.signed(scale * figure[part], digits)
-        for part in ("difference", "low", "high")
-    )
-    # No line ends within the interval.
-    return f"{difference} ({low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high})"
-
-
-def cost_cells(row: Mapping[str, Any]) -> list[str]:
-    """Return parameters, FLOPs and training time as cells."""
-    sizes = [words.amount(row[k]) if row[k] else "unknown" for k in ("params", "flops")]
-    seconds = row["seconds"]
-    if seconds is None:
-        return [*sizes, "unknown"]
-    return [*sizes, f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"]
 
 
 def figure_cells(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -117,3 +82,14 @@ def figure_cells(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
         else (words.number if name.endswith("auc") else words.rate)(figure)
         for name, figure in figures.items()
     ]
+
+
+def difference_text(figure: Mapping[str, Any], name: str = "rate") -> str:
+    """Return a difference with its interval: of areas as it is, of rates in points."""
+    digits, scale = (3, 1) if name == "roc_auc" else (1, 100)
+    difference, low, high = (
+        words.signed(scale * figure[part], digits)
+        for part in ("difference", "low", "high")
+    )
+    # No line ends within the interval.
+    return f"{difference} ({low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high})"

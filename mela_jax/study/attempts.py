@@ -86,7 +86,5 @@ def list_runs(
             # As far as it was chosen before the worker died, so that it stays the same.
             setting = max((a.params for a in attempts[number]), key=len, default={})
         folder = workdir / "trials" / key
-        runs.append(
-            (Run(number, setting, seed, fold, state, error, folder), attempt)
-        )
+        runs.append((Run(number, setting, seed, fold, state, error, folder), attempt))
     return runs

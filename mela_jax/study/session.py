@@ -17,15 +17,9 @@ from mela_jax.atomic import hold_lock, write_atomically
 from mela_jax.config import differences, expand_user
 from mela_jax.errors import UserError
 from mela_jax.evaluation.study_runs import Run
+from mela_jax.study import database
 from mela_jax.study.attempts import list_runs
 from mela_jax.study.spec import Study, axis_values
-from mela_jax.study.storage import (
-    FAULTS,
-    no_answer,
-    open_storage,
-    parse_url,
-    without_password,
-)
 from mela_jax.study.worker import Job, Worker, make_pruner
 
 
@@ -46,14 +40,13 @@ def run(
       storage: URL of the database; "" for the workdir's own file.
       heartbeat: seconds between two heartbeats.
       retry_failed: try again what has failed.
-      job: does one run; the main job where none is given.
+      job: does one run; None: the main job.
 
     Raises:
       UserError: for anything that its user can mend.
       Stopped, KeyboardInterrupt: when it was told to stop.
     """
-    url = parse_url(storage, workdir)
-    shown = without_password(url) if storage else ""
+    url, shown = database.locate(storage, workdir)
     if storage:
         # Forget the command line's password: every run records its command.
         sys.argv = [word.replace(storage, shown) for word in sys.argv]
@@ -71,51 +64,39 @@ def run(
         find_records(study.base)
         job = main_job(workdir, metric=study.metric, base=study.base)
     try:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            with hold_lock(workdir / ".queue.lock"):
-                # First of all: a mistyped address must not become part of study.json.
-                opened = open_storage(url, heartbeat=heartbeat)
-                optuna_study = optuna.create_study(
-                    study_name=_claim(study, workdir, storage=shown),
-                    storage=opened,
-                    direction="maximize",
-                    pruner=make_pruner(study),
-                    load_if_exists=True,
-                )
-        except OSError as error:
-            raise UserError(
-                f"--workdir={workdir}: cannot be written ({error.strerror}); choose"
-                " another"
-            ) from error
+        workdir.mkdir(parents=True, exist_ok=True)
+        with hold_lock(workdir / ".queue.lock"):
+            # First of all: a mistyped address must not become part of study.json.
+            opened = database.open_storage(url, heartbeat=heartbeat)
+            optuna_study = optuna.create_study(
+                study_name=_claim(study, workdir, storage=shown),
+                storage=opened,
+                direction="maximize",
+                pruner=make_pruner(study),
+                load_if_exists=True,
+            )
         worker = Worker(study, workdir, optuna_study, job, heartbeat)
-        before = [each for each, _ in worker.runs()]
-        unfinished = {"waiting", "running"} | ({"failed"} if retry_failed else set())
-        if not any(each.state in unfinished for each in before):
-            logging.info("all %d runs are done: nothing is left to do", len(before))
-            return before
         worker.work(retry_failed=retry_failed)
         return [each for each, _ in worker.runs()]
-    except FAULTS as error:
+    except OSError as error:
         raise UserError(
-            f"{no_answer(url, error)}; what was done is in {workdir}, and the same"
-            " command goes on"
+            f"--workdir={workdir}: cannot be written ({error.strerror}); choose another"
+        ) from error
+    except database.FAULTS as error:
+        raise UserError(
+            f"{database.no_answer(url, error)}; what was done is in {workdir}, and the"
+            " same command goes on"
         ) from error
 
 
 def load_runs(workdir: Path, *, storage: str = "") -> tuple[Study, list[Run]]:
-    """Return a study and all its runs.
-
-    Args:
-      workdir: folder of the study.
-      storage: URL of its database; "" for the workdir's own file.
+    """Return a study and all its runs; `storage` as in `run`.
 
     Raises:
       UserError: when there is no such study, or its storage does not answer.
     """
     known, study = _read(workdir)
-    url = parse_url(storage, workdir)
-    shown = without_password(url) if storage else ""
+    url, shown = database.locate(storage, workdir)
     if shown != known["storage"]:
         raise UserError(
             f"--workdir={workdir}: its storage is {known['storage'] or 'study.db'}, not"
@@ -125,16 +106,15 @@ def load_runs(workdir: Path, *, storage: str = "") -> tuple[Study, list[Run]]:
         raise UserError(f"{workdir / 'study.db'}: is missing; restore it")
     try:
         # Nothing runs here, so the heartbeat does not matter.
-        optuna_study = optuna.load_study(
-            study_name=known["study_id"], storage=open_storage(url, heartbeat=30)
-        )
+        opened = database.open_storage(url, heartbeat=30)
+        optuna_study = optuna.load_study(study_name=known["study_id"], storage=opened)
         trials = optuna_study.get_trials(deepcopy=False)
     except KeyError as error:
         raise UserError(
-            f"--storage={without_password(url)}: holds no study {known['study_id']}"
+            f"--storage={shown}: holds no study {known['study_id']}"
         ) from error
-    except FAULTS as error:
-        raise UserError(no_answer(url, error)) from error
+    except database.FAULTS as error:
+        raise UserError(database.no_answer(url, error)) from error
     return study, [each for each, _ in list_runs(study, workdir, trials)]
 
 
@@ -146,20 +126,20 @@ def report(workdir: Path, *, storage: str) -> str:
     """
     study, runs = load_runs(workdir, storage=storage)
     # Here, so that a worker needs no plotting, and a look at the runs no training.
+    from mela_jax.evaluation.study_results import study_results
     from mela_jax.report.study_report import write_study_report
     from mela_jax.results import evaluation_settings
 
-    path = write_study_report(
-        workdir,
+    results = study_results(
+        runs,
+        evaluation_settings(study.base),
         name=study.name,
-        axes={axis: tuple(axis_values(v)) for axis, v in study.axes.items()},
-        reference=dict(study.reference),
-        runs=runs,
-        settings=evaluation_settings(study.base),
-        cells=[dict(cell) for cell in study.cells],
+        axes={axis: axis_values(values) for axis, values in study.axes.items()},
+        reference=study.reference,
+        cells=study.cells,
         select_by=study.metric,
     )
-    return f"Report: {path}"
+    return f"Report: {write_study_report(workdir / 'report', results)}"
 
 
 def _claim(study: Study, workdir: Path, *, storage: str) -> str:
@@ -167,20 +147,14 @@ def _claim(study: Study, workdir: Path, *, storage: str) -> str:
 
     Call it under the study's lock.
 
-    Args:
-      study: written out.
-      workdir: its folder.
-      storage: URL without its password; "" for the workdir's own file.
-
     Returns:
       The name of the study in its storage; no two workdirs have the same.
 
     Raises:
       UserError: when the workdir belongs to another study, listing the differences.
     """
-    path = workdir / "study.json"
     made = run_record.provenance(study.base)
-    if not path.exists():
+    if not (workdir / "study.json").exists():
         study_id = f"{study.name}-{uuid.uuid4().hex[:12]}"
         content = {
             "study_id": study_id,
@@ -188,7 +162,8 @@ def _claim(study: Study, workdir: Path, *, storage: str) -> str:
             "plan": study.to_json(),
             "provenance": made,
         }
-        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomically(workdir / "study.json", text.encode())
         return study_id
     known, other = _read(workdir)
     changed = differences(
@@ -200,10 +175,11 @@ def _claim(study: Study, workdir: Path, *, storage: str) -> str:
             f"--workdir={workdir} belongs to another study: {'; '.join(changed)};"
             " choose another --workdir, or undo the change"
         )
-    if known["provenance"].get("git_commit") != made["git_commit"]:
+    commit = known["provenance"].get("git_commit")
+    if commit != made["git_commit"]:
         logging.warning(
             "this study was begun with the code of commit %s, and goes on with %s",
-            known["provenance"].get("git_commit"),
+            commit,
             made["git_commit"],
         )
     return known["study_id"]

@@ -6,6 +6,7 @@ before anything runs, and writes it out in full.
 
 import dataclasses
 import hashlib
+import importlib.machinery
 import importlib.util
 import itertools
 import json
@@ -119,23 +120,13 @@ class Study:
 
     def to_json(self) -> dict[str, Any]:
         """Return the written-out study as JSON."""
-        content = {
-            "name": self.name,
+        content = dataclasses.asdict(self) | {
             "base": json.loads(self.base.to_json()),
-            "method": self.method,
-            "axes": {
-                axis: dataclasses.asdict(values)
-                if isinstance(values, Range)
-                else list(values)
-                for axis, values in self.axes.items()
-            },
             "cells": {self.label(cell): cell for cell in self.cells},
-            "reference": self.reference,
-            "seeds": self.seeds,
             "folds": self.fold_numbers,
-            "metric": self.metric,
-            "pruner": self.pruner,
         }
+        # Not part of what the study is: it may grow.
+        del content["trials"]
         return json.loads(json.dumps(content))
 
     @classmethod
@@ -147,20 +138,17 @@ class Study:
         """
         base = _with_values(default(), flatten(content["base"]))
         folds = content["folds"]
-        return cls(
-            base=base,
-            axes={
+        written_out = {
+            "base": base,
+            "axes": {
                 axis: Range(**values) if isinstance(values, dict) else tuple(values)
                 for axis, values in content["axes"].items()
             },
-            cells=tuple(content["cells"].values()),
-            seeds=tuple(content["seeds"]),
-            folds=None if folds == [base.data.fold] else len(folds),
-            **{
-                name: content[name]
-                for name in ("name", "method", "reference", "metric", "pruner")
-            },
-        )
+            "cells": tuple(content["cells"].values()),
+            "seeds": tuple(content["seeds"]),
+            "folds": None if folds == [base.data.fold] else len(folds),
+        }
+        return cls(**{**content, **written_out})
 
 
 def load_study(path: Path) -> Study:
@@ -173,12 +161,13 @@ def load_study(path: Path) -> Study:
         raise UserError(
             f"--study={path}: there is no such file; give one of configs/studies/"
         )
-    spec = importlib.util.spec_from_file_location(_FILE_MODULE, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--study={path}: is not a Python file")
+    # With a loader of its own, a file may have any ending.
+    loader = importlib.machinery.SourceFileLoader(_FILE_MODULE, str(path))
+    spec = importlib.util.spec_from_file_location(_FILE_MODULE, path, loader=loader)
+    assert spec is not None, "it has a loader"
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
         study = module.get_study()
     except UserError:
         raise
@@ -270,73 +259,52 @@ def run_key(label: str, *, seed: int, fold: int) -> str:
 
 def _check_method(study: Study) -> None:
     """Check what does not depend on the configuration's fields."""
-    for field, choices in (
-        ("method", METHODS),
-        ("pruner", PRUNERS),
-        ("metric", CHOICES["*.select_by"]),
-    ):
+    tunes, seeds = study.method == "tune", study.seeds
+    choices = {"method": METHODS, "pruner": PRUNERS, "metric": CHOICES["*.select_by"]}
+    for field, allowed in choices.items():
         value = getattr(study, field)
-        _require(value in choices, f"{field}={value!r}: give one of {choices}")
-    tunes = study.method == "tune"
-    _require(tunes or study.pruner == "none", "a grid runs every cell: no pruner")
-    _require(len(study.seeds) > 0, "no seeds: give at least one")
-    _require(
-        len(set(study.seeds)) == len(study.seeds),
-        f"seeds {study.seeds}: one is there twice",
-    )
-    _require(
-        not tunes or (len(study.seeds) == 1 and study.folds is None),
+        _require(value in allowed, f"{field}={value!r}: give one of {allowed}")
+    several = len(seeds) > 1 or study.folds is not None
+    for mistake, is_made in {
+        "a grid runs every cell: no pruner": not tunes and study.pruner != "none",
+        "no seeds: give at least one": not seeds,
+        f"seeds {seeds}: one is there twice": len(set(seeds)) < len(seeds),
         "tuning compares settings on one seed and one split: give seeds=(n,), no folds;"
-        " then run its best settings as a grid over seeds",
-    )
-    _require(
-        bool(study.axes or study.cells),
-        "no axes and no cells: there is nothing to compare",
-    )
-    _require(
-        not (study.axes and study.cells),
-        "give either axes or cells of a grid, not both",
-    )
-    _require(not (tunes and study.cells), "tuning takes axes, not cells")
+        " then run its best settings as a grid over seeds": tunes and several,
+        "no axes and no cells: there is nothing to compare": not (
+            study.axes or study.cells
+        ),
+        "give either axes or cells of a grid, not both": study.axes and study.cells,
+        "tuning takes axes, not cells": tunes and study.cells,
+    }.items():
+        _require(not is_made, mistake)
 
 
-def _check_axes(
-    study: Study, base: ConfigDict
-) -> dict[str, tuple[Any, ...] | Range]:
+def _check_axes(study: Study, base: ConfigDict) -> dict[str, tuple[Any, ...] | Range]:
     """Return every axis with its values, as the configuration holds them."""
     fields = flatten(default().to_dict())
     names = dict.fromkeys(study.axes or itertools.chain(*study.cells))
     for axis in names:
         _require(axis in fields, f"axis {axis!r}: the configuration has no such field")
         _require(axis not in _FIXED, f"axis {axis!r}: {_FIXED.get(axis)}")
-    if study.cells:
-        filled = [_fill(cell, names, base, what="cell") for cell in study.cells]
-        return {
-            axis: tuple(dict.fromkeys(cell[axis] for cell in filled)) for axis in names
-        }
+    cells = [_fill(cell, names, base, what="cell") for cell in study.cells]
+    if cells:
+        return {axis: tuple(dict.fromkeys(c[axis] for c in cells)) for axis in names}
     axes: dict[str, tuple[Any, ...] | Range] = {}
     for axis, values in study.axes.items():
         if isinstance(values, Range):
-            _require(
-                study.method == "tune",
-                f"axis {axis!r}: a grid takes values, not a Range",
-            )
+            is_tuned = study.method == "tune"
+            _require(is_tuned, f"axis {axis!r}: a grid takes values, not a Range")
             _check_range(axis, values, fields[axis])
             axes[axis] = values
             continue
-        _require(
-            not isinstance(values, str) and isinstance(values, Sequence),
-            f"axis {axis!r}: give a tuple of values",
-        )
+        is_sequence = isinstance(values, Sequence) and not isinstance(values, str)
+        _require(is_sequence, f"axis {axis!r}: give a tuple of values")
         _require(len(values) > 0, f"axis {axis!r}: is empty")
-        given = tuple(
-            _fill({axis: value}, [axis], base, what="axis")[axis] for value in values
-        )
-        _require(
-            len(set(given)) == len(given),
-            f"axis {axis!r}: a value is there twice: {given}",
-        )
-        axes[axis] = given
+        held = tuple(_fill({axis: v}, [axis], base, what="axis")[axis] for v in values)
+        is_unique = len(set(held)) == len(held)
+        _require(is_unique, f"axis {axis!r}: a value is there twice: {held}")
+        axes[axis] = held
     return axes
 
 

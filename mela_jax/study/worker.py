@@ -15,7 +15,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -29,8 +28,8 @@ from mela_jax.errors import Stopped, UserError
 from mela_jax.evaluation.study_runs import Run
 from mela_jax.run_record import WorkdirInUse
 from mela_jax.study.attempts import ERROR, GIVEN_UP, HOST, RETRY, RUN, list_runs
+from mela_jax.study.database import FAULTS, SILENT_INTERVALS
 from mela_jax.study.spec import Range, Setting, Study
-from mela_jax.study.storage import FAULTS, SILENT_INTERVALS
 
 History = list[dict[str, float]]
 # (configuration, folder, to be called with the history after each epoch) -> the value
@@ -73,7 +72,7 @@ class Worker:
         Raises:
           Stopped, KeyboardInterrupt: after SIGTERM or Ctrl-C.
         """
-        waited_for = 0
+        took = waited_for = 0
         with _interrupts() as was_interrupted:
             while True:
                 # Enqueuing is no single step in a storage.
@@ -85,19 +84,23 @@ class Worker:
                 running = states.count("running")
                 if "waiting" in states:
                     self._take_one()
-                elif not running:
-                    return
-                else:
+                    took += 1
+                elif running:
                     if running != waited_for:
                         logging.info("waiting for %d runs of other workers", running)
                         waited_for = running
                     self._pause()
+                else:
+                    if not took:
+                        done = "all %d runs are done: nothing is left to do"
+                        logging.info(done, len(states))
+                    return
 
     def _enqueue(self, *, retry_failed: bool) -> list[str]:
         """Enqueue every run that is due, and return the state of each."""
         optuna.storages.fail_stale_trials(self.optuna_study)
         for run, attempt in self.runs():
-            if run.state == "running" and self._is_dead(run, attempt):
+            if run.state == "running" and attempt and self._is_dead(run, attempt):
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self.optuna_study.tell(
                         attempt.number, state=TrialState.FAIL, skip_if_finished=True
@@ -109,15 +112,14 @@ class Worker:
                 self.optuna_study.enqueue_trial(run.setting, user_attrs=attributes)
         return [run.state for run, _ in self.runs()]
 
-    def _is_dead(self, run: Run, attempt: FrozenTrial | None) -> bool:
+    def _is_dead(self, run: Run, attempt: FrozenTrial) -> bool:
         """Say whether no process runs an attempt any more, as far as is seen here."""
-        assert attempt is not None and attempt.datetime_start is not None, "it runs"
         host = attempt.user_attrs.get(HOST)
         if host is None:
             # Its worker died between two statements, before its first heartbeat.
-            silence = SILENT_INTERVALS * self.heartbeat
+            assert attempt.datetime_start is not None, "it was set running"
             age = datetime.datetime.now() - attempt.datetime_start
-            return age > datetime.timedelta(seconds=silence)
+            return age.total_seconds() > SILENT_INTERVALS * self.heartbeat
         if host != this_host():
             return False
         try:
@@ -155,7 +157,7 @@ class Worker:
                 fault = error.__context__
                 while fault and not isinstance(fault, FAULTS):
                     fault = fault.__context__
-                raise fault or error
+                raise fault or error  # noqa: B904 - it has its own cause
 
     def _attempt(self, trial: optuna.Trial, held: contextlib.ExitStack) -> float:
         """Do the run of a trial, holding it.
@@ -250,17 +252,18 @@ def make_pruner(study: Study) -> BasePruner:
 
 def choose(study: Study, trial: optuna.Trial) -> Setting:
     """Return the setting of a trial: as it was enqueued, or else the sampler's."""
-    return {axis: _suggest(study, trial, axis) for axis in study.axes}
-
-
-def _suggest(study: Study, trial: optuna.Trial, axis: str) -> Any:
-    values = study.axes[axis]
-    if not isinstance(values, Range):
-        return trial.suggest_categorical(axis, values)
-    if isinstance(study.reference[axis], int):
-        low, high = int(values.low), int(values.high)
-        return trial.suggest_int(axis, low, high, log=values.log)
-    return trial.suggest_float(axis, values.low, values.high, log=values.log)
+    setting: Setting = {}
+    for axis, values in study.axes.items():
+        if not isinstance(values, Range):
+            setting[axis] = trial.suggest_categorical(axis, values)
+        elif isinstance(study.reference[axis], int):
+            low, high = int(values.low), int(values.high)
+            setting[axis] = trial.suggest_int(axis, low, high, log=values.log)
+        else:
+            setting[axis] = trial.suggest_float(
+                axis, values.low, values.high, log=values.log
+            )
+    return setting
 
 
 def this_host() -> str:

@@ -64,7 +64,9 @@ def test_study_json_tells_what_the_study_is(done: Path):
 
 def test_another_study_is_refused_with_all_that_differs(done: Path):
     changed = dataclasses.replace(
-        cheap_study(), seeds=(0, 1, 2), base=cheap_study().base.copy_and_resolve_references()
+        cheap_study(),
+        seeds=(0, 1, 2),
+        base=cheap_study().base.copy_and_resolve_references(),
     )
     changed.base.student.epochs = 7
     message = refusal(done, made=changed)

@@ -68,9 +68,7 @@ def test_the_setting_of_a_dead_trial_is_known(tmp_path: Path):
         state=TrialState.FAIL,
         user_attrs={"run": 0},
         params={"distill.alpha": 0.25},
-        distributions={
-            "distill.alpha": optuna.distributions.FloatDistribution(0, 1)
-        },
+        distributions={"distill.alpha": optuna.distributions.FloatDistribution(0, 1)},
     )
     stopped = trial(TrialState.FAIL, run=0, given_up="stopped")
     ((run, attempt),) = attempts.list_runs(
@@ -82,9 +80,7 @@ def test_the_setting_of_a_dead_trial_is_known(tmp_path: Path):
 
 def work(workdir: Path, job, *, storage: str = "", **options):
     return session.run(
-        cheap_study(
-            tune=options.get("tune", False), trials=options.get("trials", 4)
-        ),
+        cheap_study(tune=options.get("tune", False), trials=options.get("trials", 4)),
         workdir,
         storage=storage,
         heartbeat=30,
