@@ -43,8 +43,7 @@ def study_results(
         axes: config field -> levels; for tuning, whatever describes the range.
         reference: the setting that the others are compared with; not used for tuning.
         cells: all settings of a grid, in order; empty for tuning.
-        select_by: for tuning, the validation figure by which the best is chosen, one of
-            `SELECTIONS`.
+        select_by: for tuning, the one of `SELECTIONS` by which the best is chosen.
 
     Raises:
         UserError: there is no run; or a complete one's files are missing, damaged or of

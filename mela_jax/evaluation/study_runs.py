@@ -133,8 +133,7 @@ def read_cost(runs: Sequence[Run]) -> dict[str, Any]:
         a student; None where model.json does not hold it.
 
     Raises:
-        UserError: a model.json cannot be read, or two students of one setting are of
-            different size.
+        UserError: a model.json cannot be read, or two students differ in size.
     """
     found = [_read_json(run.workdir / "student" / "model.json") for run in runs]
     cost: dict[str, Any] = {}
@@ -166,9 +165,6 @@ def read_latency(runs: Sequence[Run]) -> dict[str, Any] | None:
         "milliseconds", the mean over runs of the median latency with XNNPACK; "runs",
         how many were timed; "machines": processor and threads of each. None where none
         was timed.
-
-    Raises:
-        UserError: a JSON file there cannot be read.
     """
     medians, machines = [], set()
     for path in (p for run in runs for p in sorted(run.workdir.glob("export/*.json"))):

@@ -82,8 +82,8 @@ def front_plots(results: Mapping[str, Any]) -> dict[str, Plot]:
         plots[f"front_{cost}"] = Plot(
             title if results["made_up_data"] else f"{what}: {title}",
             "Numbers are rows of the table; rows of one cost are drawn side by side. "
-            "Up and left is better. The front goes by the means; where intervals overlap, "
-            "it may be luck.",
+            "Up and left is better. The front goes by the means; where intervals "
+            "overlap, it may be luck.",
             png_bytes(figure),
         )
     return plots

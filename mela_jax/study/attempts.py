@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from mela_jax.evaluation.study_runs import Run
 from mela_jax.study.spec import Study, run_key
@@ -23,10 +23,7 @@ RUN, RETRY, HOST, ERROR, GIVEN_UP = "run", "retry", "host", "error", "given_up"
 
 
 def outcome(attempts: Sequence[FrozenTrial]) -> tuple[str, str, FrozenTrial | None]:
-    """Return what has become of a run.
-
-    Args:
-      attempts: at the run, in the order of their numbers.
+    """Return what has become of a run, from its attempts in their order.
 
     Returns:
       One of `study_runs.STATES`; why it failed, or ""; the attempt that counts, None
@@ -34,15 +31,10 @@ def outcome(attempts: Sequence[FrozenTrial]) -> tuple[str, str, FrozenTrial | No
     """
     retries = [i for i, attempt in enumerate(attempts) if RETRY in attempt.user_attrs]
     attempts = attempts[retries[-1] :] if retries else attempts
-    for state in (
-        TrialState.COMPLETE,
-        TrialState.PRUNED,
-        TrialState.RUNNING,
-        TrialState.WAITING,
-    ):
+    for state in ("COMPLETE", "PRUNED", "RUNNING", "WAITING"):
         for attempt in attempts:
-            if attempt.state == state:
-                return state.name.lower(), "", attempt
+            if attempt.state.name == state:
+                return state.lower(), "", attempt
     for attempt in attempts:
         if ERROR in attempt.user_attrs:
             return "failed", attempt.user_attrs[ERROR], attempt
@@ -61,7 +53,7 @@ def list_runs(
     Args:
       study: written out.
       workdir: its folder.
-      trials: all of the study, in the order of their numbers.
+      trials: all that its storage holds, in the order of their numbers.
     """
     attempts: defaultdict[int, list[FrozenTrial]] = defaultdict(list)
     for trial in trials:

@@ -64,7 +64,7 @@ def run(
         find_records(study.base)
         job = main_job(workdir, metric=study.metric, base=study.base)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "locks").mkdir(parents=True, exist_ok=True)
         with hold_lock(workdir / ".queue.lock"):
             # First of all: a mistyped address must not become part of study.json.
             opened = database.open_storage(url, heartbeat=heartbeat)

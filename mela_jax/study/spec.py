@@ -6,7 +6,6 @@ before anything runs, and writes it out in full.
 
 import dataclasses
 import hashlib
-import importlib.machinery
 import importlib.util
 import itertools
 import json
@@ -161,13 +160,12 @@ def load_study(path: Path) -> Study:
         raise UserError(
             f"--study={path}: there is no such file; give one of configs/studies/"
         )
-    # With a loader of its own, a file may have any ending.
-    loader = importlib.machinery.SourceFileLoader(_FILE_MODULE, str(path))
-    spec = importlib.util.spec_from_file_location(_FILE_MODULE, path, loader=loader)
-    assert spec is not None, "it has a loader"
+    spec = importlib.util.spec_from_file_location(_FILE_MODULE, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--study={path}: is not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
-        loader.exec_module(module)
+        spec.loader.exec_module(module)
         study = module.get_study()
     except UserError:
         raise

@@ -58,6 +58,11 @@ class Worker:
     job: Job
     heartbeat: int
 
+    @property
+    def pause(self) -> float:
+        """Seconds between two looks at what other workers do."""
+        return self.heartbeat / 6
+
     def runs(self) -> list[tuple[Run, FrozenTrial | None]]:
         """Return every run and the attempt that counts."""
         trials = self.optuna_study.get_trials(deepcopy=False)
@@ -65,9 +70,6 @@ class Worker:
 
     def work(self, *, retry_failed: bool) -> None:
         """Run what is left, and wait for what others run, in case one of them dies.
-
-        Args:
-          retry_failed: begin with enqueuing again what has failed.
 
         Raises:
           Stopped, KeyboardInterrupt: after SIGTERM or Ctrl-C.
@@ -89,7 +91,7 @@ class Worker:
                     if running != waited_for:
                         logging.info("waiting for %d runs of other workers", running)
                         waited_for = running
-                    self._pause()
+                    time.sleep(self.pause)
                 else:
                     if not took:
                         done = "all %d runs are done: nothing is left to do"
@@ -128,13 +130,9 @@ class Worker:
         except BlockingIOError:
             return False
 
-    @contextlib.contextmanager
-    def _hold(self, run: Run) -> Iterator[None]:
+    def _hold(self, run: Run) -> contextlib.AbstractContextManager[None]:
         """Hold a run as long as this process lives, or raise BlockingIOError."""
-        folder = self.workdir / "locks"
-        folder.mkdir(exist_ok=True)
-        with hold_lock(folder / f"{run.number}.lock", wait=False):
-            yield
+        return hold_lock(self.workdir / "locks" / f"{run.number}.lock", wait=False)
 
     def _take_one(self) -> None:
         """Take a waiting trial and run it."""
@@ -181,7 +179,7 @@ class Worker:
                 run.workdir.name,
             )
             value = _give_up(trial, "its folder is in use")
-            self._pause()
+            time.sleep(self.pause)
             return value
         except (Stopped, KeyboardInterrupt):
             _give_up(trial, "stopped")
@@ -235,10 +233,6 @@ class Worker:
             return math.nan
         logging.info("%s: done in %.0f s", key, time.monotonic() - began)
         return value
-
-    def _pause(self) -> None:
-        """Let some time pass between two looks at what other workers do."""
-        time.sleep(self.heartbeat / 6)
 
 
 def make_pruner(study: Study) -> BasePruner:

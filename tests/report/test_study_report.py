@@ -10,6 +10,7 @@ from statsmodels.stats.multitest import multipletests
 from mela_jax.errors import UserError
 from mela_jax.evaluation.measure import Settings
 from mela_jax.evaluation.scores import Predictions, read_predictions
+from mela_jax.evaluation.study_results import study_results
 from mela_jax.report.study_report import write_study_report
 from tests.study.made_up import draw_scores, write_trial
 
@@ -41,17 +42,12 @@ def write_runs(folder, strengths, *, seeds=3, folds=(-1,), **drawn):
     return trials
 
 
-def report(folder, trials, *, settings=SETTINGS, cells=CELLS, **others):
-    path = write_study_report(
-        folder,
-        name="ablation",
-        axes=AXES,
-        reference=REFERENCE,
-        trials=trials,
-        settings=settings,
-        cells=cells,
-        **others,
+def report(folder, runs, *, settings=SETTINGS, axes=AXES, cells=CELLS, **others):
+    options = {"reference": REFERENCE} | others
+    results = study_results(
+        runs, settings, name="ablation", axes=axes, cells=cells, **options
     )
+    path = write_study_report(folder / "report", results)
     assert path == folder / "report" / "report.html"
     texts = [(path.parent / name).read_text() for name in ("report.html", "report.md")]
     return json.loads((path.parent / "results.json").read_text()), *texts
@@ -294,16 +290,12 @@ def test_levels_of_an_axis_are_compared_pair_by_pair(whole):
 
 
 def test_levels_that_are_numbers_are_shown_in_their_order(tmp_path):
-    path = write_study_report(
+    results, _, _ = report(
         tmp_path,
-        name="ablation",
+        write_runs(tmp_path, (2.0, 2.0, 1.0, 1.0), seeds=2),
         axes={"student.pool": ("max", "avg"), "distill.alpha": (0.9, 0.1)},
-        reference=REFERENCE,
-        trials=write_runs(tmp_path, (2.0, 2.0, 1.0, 1.0), seeds=2),
-        settings=SETTINGS,
-        cells=CELLS,
     )
-    effects = json.loads((path.parent / "results.json").read_text())["main_effects"]
+    effects = results["main_effects"]
     assert [[x["level"] for x in effect["levels"]] for effect in effects] == [
         ["max", "avg"],
         [0.1, 0.9],
@@ -423,16 +415,13 @@ def test_a_field_that_does_nothing_in_a_row_is_not_shown_there(tmp_path):
         write_trial(tmp_path, i, cell, seed=0, val=val, test=test)
         for i, cell in enumerate((alone, taught))
     ]
-    path = write_study_report(
+    _, _, markdown = report(
         tmp_path,
-        name="ablation",
+        trials,
         axes={"distill.enabled": (False, True)},
         reference=alone,
-        trials=trials,
-        settings=SETTINGS,
         cells=[alone, taught],
     )
-    markdown = path.with_suffix(".md").read_text()
     assert "| 1 (reference) | no | – | cross_entropy |" in markdown
     assert "| 2 | yes | 0.5 | cross_entropy |" in markdown
     assert "Reference: row 1, distill.enabled no, loss cross_entropy." in markdown

@@ -8,6 +8,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,12 +30,13 @@ def work(
     made: Study | None = None,
     storage: str = "",
     job: Job | None = None,
+    heartbeat: int = 30,
 ):
     return session.run(
         made or cheap_study(),
         workdir,
         storage=storage,
-        heartbeat=30,
+        heartbeat=heartbeat,
         retry_failed=False,
         job=job or make_job(workdir / "log.txt", seconds=0),
     )
@@ -134,6 +137,36 @@ def test_a_storage_that_takes_nothing_more_is_one_line_and_loses_no_run(
     with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
         database.execute("DROP TRIGGER full")
     assert [trial.state for trial in work(tmp_path)] == ["complete"] * 12
+
+
+def test_a_heartbeat_that_is_lost_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The thread that beats outlives it, without a traceback."""
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    quick = make_job(tmp_path / "log.txt", seconds=0)
+    beats: list[str] = []
+
+    def job(
+        config: ConfigDict, folder: Path, on_epoch: Callable[[History], None]
+    ) -> float:
+        with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
+            if not beats:
+                database.execute(
+                    "CREATE TRIGGER full BEFORE UPDATE ON trial_heartbeats BEGIN"
+                    " INSERT INTO a_full_disk VALUES (1); END"
+                )
+                for statement in ("DROP TRIGGER full", "SELECT 1"):
+                    time.sleep(1.5)
+                    query = "SELECT max(heartbeat) FROM trial_heartbeats"
+                    beats.extend(*database.execute(query))
+                    database.execute(statement)
+        return quick(config, folder, on_epoch)
+
+    assert {run.state for run in work(tmp_path, job=job, heartbeat=1)} == {"complete"}
+    assert not raised
+    assert beats[0] < beats[1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What has become of a run follows from its trials; failures stay where they belong."""
 
 import contextlib
+import datetime
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 from mela_jax.atomic import hold_lock
 from mela_jax.errors import Stopped, UserError
 from mela_jax.study import attempts, session
+from mela_jax.study.worker import Worker
 from tests.study.worker_process import cheap_study, make_job
 
 
@@ -174,7 +176,7 @@ def test_a_folder_in_use_is_left_for_later(tmp_path: Path):
         return value
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mela_jax.study.worker.time.sleep", lambda seconds: None)
+        patch.setattr(Worker, "pause", 0.0)
         trials = work(tmp_path, job)
     assert released
     assert {t.state for t in trials} == {"complete"}
@@ -231,3 +233,60 @@ def test_a_signal_that_falls_where_it_is_lost_still_ends_the_worker(
         work(tmp_path, job)
     # The run in which it fell has ended, and no other has begun.
     assert len(lines(tmp_path)) == 2
+
+
+def emptied(workdir: Path) -> optuna.Study:
+    """Return the study of a workdir with a new storage in place of its own."""
+    with pytest.raises(Stopped):
+        work(workdir, failing(workdir / "log.txt", Stopped("told to stop")))
+    (workdir / "study.db").unlink()
+    (workdir / "log.txt").write_text("")
+    return optuna.create_study(
+        study_name=json.loads((workdir / "study.json").read_text())["study_id"],
+        storage=f"sqlite:///{workdir / 'study.db'}",
+        direction="maximize",
+    )
+
+
+def test_an_unfinished_study_of_the_earlier_version_goes_on(tmp_path: Path):
+    """Its waiting trials name a point of a grid that only its own sampler knows."""
+    study = emptied(tmp_path)
+    study.add_trial(trial(TrialState.COMPLETE, run=0, host="here"))
+    study.add_trial(trial(TrialState.FAIL, run=1, host="here"))
+    for number in range(1, 12):
+        grid = {"grid_id": 11 - number, "search_space": {"cell": ["a"], "seed": [0]}}
+        study.add_trial(
+            create_trial(
+                state=TrialState.WAITING,
+                user_attrs={"run": number},
+                system_attrs=grid,
+            )
+        )
+    runs = work(tmp_path, make_job(tmp_path / "log.txt", seconds=0))
+    assert {run.state for run in runs} == {"complete"}
+    begun = [line.split()[1] for line in lines(tmp_path) if line.startswith("begin")]
+    assert sorted(begun) == sorted(run.workdir.name for run in runs[1:])
+    counted = [attempt for attempt in study.trials if attempt.value is not None][1:]
+    for attempt in counted:
+        assert attempt.params == runs[attempt.user_attrs["run"]].setting
+
+
+@pytest.mark.parametrize(("minutes", "state"), [(0, "running"), (5, "complete")])
+def test_a_worker_that_died_before_its_first_heartbeat_is_noticed(
+    tmp_path: Path, minutes: int, state: str
+):
+    study = emptied(tmp_path)
+    started = trial(TrialState.RUNNING, run=0)
+    assert started.datetime_start is not None
+    started.datetime_start -= datetime.timedelta(minutes=minutes)
+    study.add_trial(started)
+    healthy = make_job(tmp_path / "log.txt", seconds=0)
+
+    def give_up_waiting(worker: Worker) -> float:
+        raise Stopped("nothing else is left")
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Stopped):
+        patch.setattr(Worker, "pause", property(give_up_waiting))
+        work(tmp_path, healthy)
+    states = [run.state for run in session.load_runs(tmp_path)[1]]
+    assert states == [state, *["complete"] * 11]
