@@ -101,12 +101,7 @@ class Scores:
         self._first: dict[tuple[int, str], tuple[Path, list[Any]]] = {}
 
     def read(self, run: Run) -> Fold:
-        """Return the student's scores of a complete run.
-
-        Raises:
-            UserError: a file is missing or damaged, or holds other images, lesions or
-                labels than that of another run of the same fold.
-        """
+        """Return the student's scores of a complete run, or raise UserError."""
         return Fold(run.fold, self._read(run, "val"), self._read(run, "test"))
 
     def _read(self, run: Run, split: str) -> Predictions:

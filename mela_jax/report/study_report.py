@@ -20,9 +20,7 @@ from mela_jax.report.study_plots import effect_plots, front_plots, tuning_plots
 def write_study_report(folder: Path, results: Mapping[str, Any]) -> Path:
     """Write what a study has found so far and return the path of report.html.
 
-    Args:
-        folder: of the report.
-        results: of `study_results`.
+    `results` are those of `study_results`.
 
     Raises:
         UserError: the folder cannot be written to.

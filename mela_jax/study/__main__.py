@@ -84,20 +84,25 @@ def _parse(argv: list[str]) -> Study | None:
         flags.FLAGS(argv, known_only=True)
         if not _WORKDIR.value:
             raise UserError("--workdir is missing: give a folder for the study")
-        if _REPORT.value:
-            _refuse_stray(flags.FLAGS(argv)[1:])
+        study = None
+        if not _REPORT.value:
+            if not _STUDY.value:
+                raise UserError("--study is missing: give a file of configs/studies/")
+            study = load_study(expand_user(_STUDY.value))
+            base = study.base.copy_and_resolve_references()
+            config = config_flags.DEFINE_config_dict(
+                "config", base, "Base configuration.", lock_config=True
+            )
+        stray = flags.FLAGS(argv)[1:]
+        if stray:
+            raise UserError(
+                f"{stray[0]!r} is not a flag; a field is --config.field=value"
+            )
+        if study is None:
             return None
-        if not _STUDY.value:
-            raise UserError("--study is missing: give a file of configs/studies/")
-        study = load_study(expand_user(_STUDY.value))
-        config = config_flags.DEFINE_config_dict(
-            "config",
-            study.base.copy_and_resolve_references(),
-            "Base configuration.",
-            lock_config=True,
+        study = check_study(
+            study, name=Path(_STUDY.value or "").stem, base=config.value
         )
-        _refuse_stray(flags.FLAGS(argv)[1:])
-        study = check_study(study, name=Path(_STUDY.value).stem, base=config.value)
     except (AttributeError, KeyError) as error:
         raise UserError(unknown_field(error)) from error
     except (flags.Error, OSError, TypeError, ValueError) as error:
@@ -110,11 +115,6 @@ def _parse(argv: list[str]) -> Study | None:
     if study.trials < 1:
         raise UserError("--trials is missing: say how many settings to try")
     return study
-
-
-def _refuse_stray(words: list[str]) -> None:
-    if words:
-        raise UserError(f"{words[0]!r} is not a flag; a field is --config.field=value")
 
 
 def _summary(runs: list[Run], workdir: Path) -> str:

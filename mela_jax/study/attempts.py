@@ -50,10 +50,7 @@ def list_runs(
 ) -> list[tuple[Run, FrozenTrial | None]]:
     """Return every run, in the order in which they begin, and the attempt that counts.
 
-    Args:
-      study: written out.
-      workdir: its folder.
-      trials: all that its storage holds, in the order of their numbers.
+    `trials` are all that its storage holds, in the order of their numbers.
     """
     attempts: defaultdict[int, list[FrozenTrial]] = defaultdict(list)
     for trial in trials:

@@ -2,7 +2,6 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import optuna
 import sqlalchemy
@@ -33,10 +32,8 @@ class Storage(optuna.storages.RDBStorage):
 def locate(storage: str, workdir: Path) -> tuple[URL, str]:
     """Return a storage's URL, and what may be shown and kept of it.
 
-    Args:
-      storage: as it was given; "" for the SQLite file of the workdir, of which nothing
-        is kept: the workdir may be moved.
-      workdir: folder of the study.
+    Where `storage` is empty, that is the SQLite file of the workdir, and nothing: the
+    workdir may be moved.
 
     Raises:
       UserError: when it is no URL.
@@ -74,10 +71,7 @@ def open_storage(url: URL, *, heartbeat: int) -> Storage:
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     # Of each driver's own: seconds to wait for a lock, and for an answer.
-    waits: dict[str, dict[str, Any]] = {
-        "sqlite": {"timeout": 120},
-        "postgresql": {"connect_timeout": 15},
-    }
+    waits = {"sqlite": {"timeout": 120}, "postgresql": {"connect_timeout": 15}}
     try:
         return Storage(
             url=url.render_as_string(hide_password=False),

@@ -110,8 +110,9 @@ def load_runs(workdir: Path, *, storage: str = "") -> tuple[Study, list[Run]]:
         optuna_study = optuna.load_study(study_name=known["study_id"], storage=opened)
         trials = optuna_study.get_trials(deepcopy=False)
     except KeyError as error:
+        where = shown or workdir / "study.db"
         raise UserError(
-            f"--storage={shown}: holds no study {known['study_id']}"
+            f"--storage={where}: holds no study {known['study_id']}"
         ) from error
     except database.FAULTS as error:
         raise UserError(database.no_answer(url, error)) from error
@@ -145,10 +146,8 @@ def report(workdir: Path, *, storage: str) -> str:
 def _claim(study: Study, workdir: Path, *, storage: str) -> str:
     """Write study.json into a new workdir, or check that an old one is of this study.
 
-    Call it under the study's lock.
-
-    Returns:
-      The name of the study in its storage; no two workdirs have the same.
+    Call it under the study's lock. Returned is the name of the study in its storage; no
+    two workdirs have the same.
 
     Raises:
       UserError: when the workdir belongs to another study, listing the differences.

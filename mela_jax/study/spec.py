@@ -196,8 +196,8 @@ def check_study(study: Study, *, name: str, base: ConfigDict) -> Study:
       UserError: naming what is wrong with it.
     """
     _check_method(study)
-    axes = _check_axes(study, base)
-    given, changed = (flatten(c.to_dict()) for c in (study.base, base))
+    axes, settings = _write_out(study, base)
+    given, changed = (flatten(config.to_dict()) for config in (study.base, base))
     for axis in axes:
         _require(
             given[axis] == changed[axis],
@@ -210,35 +210,23 @@ def check_study(study: Study, *, name: str, base: ConfigDict) -> Study:
     stray = sorted(study.reference.keys() - axes.keys())
     _require(not stray, f"the reference names {stray}, which is no axis")
     reference = _fill(study.reference, axes, base, what="reference")
-    if study.method == "tune":
-        # Every end and every choice, axis by axis.
-        settings = [
-            _fill({axis: value}, axes, base, what="axis")
-            for axis, values in axes.items()
-            for value in axis_values(values)
-        ]
-    elif study.cells:
-        settings = [_fill(cell, axes, base, what="cell") for cell in study.cells]
-    else:
-        products = itertools.product(*map(axis_values, axes.values()))
-        settings = [dict(zip(axes, values, strict=True)) for values in products]
-    full = dataclasses.replace(
-        study, name=name, base=base, axes=axes, reference=reference
+    is_grid = study.method == "grid"
+    cells = tuple(settings) if is_grid else ()
+    study = dataclasses.replace(
+        study, name=name, base=base, axes=axes, cells=cells, reference=reference
     )
-    for setting, seed, fold in itertools.product(
-        settings, study.seeds, full.fold_numbers
-    ):
+    runs = itertools.product(settings, study.seeds, study.fold_numbers)
+    for setting, seed, fold in runs:
         try:
-            validate(full.run_config(setting, seed=seed, fold=fold))
+            validate(study.run_config(setting, seed=seed, fold=fold))
         except (UserError, TypeError, ValueError) as error:
-            raise UserError(f"study: {full.label(setting)}: {error}") from error
-    if study.method == "tune":
-        return full
-    for i, setting in enumerate(settings):
-        first = settings.index(setting)
-        _require(first == i, f"cells {first} and {i} are the same setting: {setting}")
-    _require(reference in settings, f"the reference {reference} is not in the grid")
-    return dataclasses.replace(full, cells=tuple(settings))
+            raise UserError(f"study: {study.label(setting)}: {error}") from error
+    for i, cell in enumerate(cells):
+        first = cells.index(cell)
+        _require(first == i, f"cells {first} and {i} are the same setting: {cell}")
+    is_known = not is_grid or reference in cells
+    _require(is_known, f"the reference {reference} is not in the grid")
+    return study
 
 
 def axis_values(values: Sequence[Any] | Range) -> Sequence[Any]:
@@ -278,22 +266,34 @@ def _check_method(study: Study) -> None:
         _require(not is_made, mistake)
 
 
-def _check_axes(study: Study, base: ConfigDict) -> dict[str, tuple[Any, ...] | Range]:
-    """Return every axis with its values, as the configuration holds them."""
+def _write_out(
+    study: Study, base: ConfigDict
+) -> tuple[dict[str, Sequence[Any] | Range], list[Setting]]:
+    """Return every axis with its values, and every setting in full.
+
+    Those of tuning are what shows, axis by axis, every end and every choice.
+    """
     fields = flatten(default().to_dict())
     names = dict.fromkeys(study.axes or itertools.chain(*study.cells))
     for axis in names:
         _require(axis in fields, f"axis {axis!r}: the configuration has no such field")
         _require(axis not in _FIXED, f"axis {axis!r}: {_FIXED.get(axis)}")
-    cells = [_fill(cell, names, base, what="cell") for cell in study.cells]
-    if cells:
-        return {axis: tuple(dict.fromkeys(c[axis] for c in cells)) for axis in names}
-    axes: dict[str, tuple[Any, ...] | Range] = {}
+    if study.cells:
+        cells = [_fill(cell, names, base, what="cell") for cell in study.cells]
+        return {n: tuple(dict.fromkeys(c[n] for c in cells)) for n in names}, cells
+    axes: dict[str, Sequence[Any] | Range] = {}
     for axis, values in study.axes.items():
         if isinstance(values, Range):
-            is_tuned = study.method == "tune"
-            _require(is_tuned, f"axis {axis!r}: a grid takes values, not a Range")
-            _check_range(axis, values, fields[axis])
+            field, low, high = fields[axis], values.low, values.high
+            is_number = isinstance(field, int | float) and not isinstance(field, bool)
+            is_finite = math.isfinite(low) and math.isfinite(high)
+            for holds, otherwise in (
+                (study.method == "tune", "a grid takes values, not a Range"),
+                (is_number, "a Range needs a number"),
+                (is_finite and low < high, f"{values} is empty"),
+                (not values.log or low > 0, "log from above 0"),
+            ):
+                _require(holds, f"axis {axis!r}: {otherwise}")
             axes[axis] = values
             continue
         is_sequence = isinstance(values, Sequence) and not isinstance(values, str)
@@ -303,20 +303,11 @@ def _check_axes(study: Study, base: ConfigDict) -> dict[str, tuple[Any, ...] | R
         is_unique = len(set(held)) == len(held)
         _require(is_unique, f"axis {axis!r}: a value is there twice: {held}")
         axes[axis] = held
-    return axes
-
-
-def _check_range(axis: str, values: Range, field: Any) -> None:
-    _require(
-        isinstance(field, int | float) and not isinstance(field, bool),
-        f"axis {axis!r}: a Range needs a number",
-    )
-    ends = (values.low, values.high)
-    _require(
-        all(map(math.isfinite, ends)) and values.low < values.high,
-        f"axis {axis!r}: {values} is empty",
-    )
-    _require(not values.log or values.low > 0, f"axis {axis!r}: log from above 0")
+    if study.method == "tune":
+        tried = [(axis, v) for axis in axes for v in axis_values(axes[axis])]
+        return axes, [_fill({a: v}, axes, base, what="axis") for a, v in tried]
+    products = itertools.product(*map(axis_values, axes.values()))
+    return axes, [dict(zip(axes, values, strict=True)) for values in products]
 
 
 def _fill(

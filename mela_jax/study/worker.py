@@ -42,14 +42,9 @@ _WARMUP_EPOCHS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """Takes runs of a study.
+    """Takes runs of a study, written out, that Optuna has in its storage.
 
-    Attributes:
-      study: written out.
-      workdir: its folder.
-      optuna_study: it, in its storage.
-      job: does one run.
-      heartbeat: seconds between two heartbeats.
+    `heartbeat` is the time between two heartbeats, in seconds.
     """
 
     study: Study

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
 from mela_jax.atomic import hold_lock
