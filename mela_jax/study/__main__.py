@@ -9,15 +9,19 @@ import signal
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
 
 from mela_jax.config import expand_user, unknown_field
 from mela_jax.errors import Stopped, UserError
-from mela_jax.evaluation.study_runs import Run
 from mela_jax.log import set_up_logging
 from mela_jax.study.spec import Study, check_study, load_study
+
+if TYPE_CHECKING:
+    # Not as it starts: a mistyped flag is answered at once.
+    from mela_jax.evaluation.study_runs import Run
 
 _STUDY = flags.DEFINE_string("study", None, "Study, a file of configs/studies/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.")
@@ -55,7 +59,6 @@ def main(argv: list[str]) -> int:
         study = _parse(argv)
         workdir = expand_user(_WORKDIR.value or "")
         set_up_logging()
-        # After the flags: a mistyped one is answered at once.
         from mela_jax.study import session
 
         if study is None:
@@ -117,7 +120,7 @@ def _parse(argv: list[str]) -> Study | None:
     return study
 
 
-def _summary(runs: list[Run], workdir: Path) -> str:
+def _summary(runs: list["Run"], workdir: Path) -> str:
     """Return what became of the runs, for the terminal."""
     states = Counter(run.state for run in runs)
     lines = [f"{run.workdir.name}: failed: {run.error}" for run in runs if run.error]

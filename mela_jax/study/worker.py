@@ -139,10 +139,11 @@ class Worker:
                 self.optuna_study.optimize(
                     lambda trial: self._attempt(trial, held), n_trials=1
                 )
-            except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
                 logging.warning(
                     "this worker gave no sign of life for so long that its run was"
-                    " given to another"
+                    " given to another (%s)",
+                    error,
                 )
             except (AssertionError, UnboundLocalError) as error:
                 # Of a storage that can be read, but not written, Optuna says "should

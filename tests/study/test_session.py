@@ -225,3 +225,12 @@ def test_a_look_at_a_study_starts_without_what_trains(done: Path):
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ
     )
     assert found.stdout.split("\n")[:2] == ["12", "[]"], found.stderr
+
+
+def test_a_mistyped_flag_is_answered_before_anything_heavy_is_imported():
+    code = (
+        "import sys; import mela_jax.study.__main__;"
+        "print({'jax', 'optuna', 'scipy', 'sklearn'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout == "set()\n", found.stderr
