@@ -1,21 +1,46 @@
-"""What the finished trials of a study left in their folders, checked before use."""
+"""The runs of a study, and what complete ones left in their folders, checked."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mela_jax.errors import UserError
-from mela_jax.evaluation.cross_validation import Fold
+from mela_jax.evaluation.cross_validation import Fold, Judged
 from mela_jax.evaluation.scores import Predictions, read_predictions
-from mela_jax.evaluation.study_trial import STATES, Trial
 
+# In the order in which a run goes through them.
+STATES = ("waiting", "running", "pruned", "failed", "complete")
 # The file whose scores are those of the checkpoint, so that its latency and the
 # specificity in the table belong to one model.
 _TIMED = "_float32.tflite"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the main job within a study.
+
+    Attributes:
+        number: from 0, unique in the study.
+        setting: value of each axis, {"student.loss": "focal", ...}; runs of one setting
+            differ in seed and fold only.
+        seed: `config.seed`.
+        fold: `config.data.fold`; -1 for the fixed split.
+        state: one of `STATES`.
+        error: why it failed, in one line; empty otherwise.
+        workdir: its folder.
+    """
+
+    number: int
+    setting: dict[str, Any]
+    seed: int
+    fold: int
+    state: str
+    error: str
+    workdir: Path
 
 
 @dataclass(frozen=True)
@@ -25,24 +50,21 @@ class Row:
     Attributes:
         number: of the row, from 1; the reference is 1 in a grid.
         setting: value of each axis.
-        runs: (seed, fold) -> the trial that got furthest.
+        runs: (seed, fold) -> the run that got furthest.
         seeds: those of which every fold is complete, in order.
         folds: those of the study, in order; (-1,) for a fixed split.
+        judged: seed -> its run over all folds, once it is judged.
     """
 
     number: int
     setting: Mapping[str, Any]
-    runs: Mapping[tuple[int, int], Trial]
+    runs: Mapping[tuple[int, int], Run]
     seeds: tuple[int, ...]
     folds: tuple[int, ...]
-
-    @property
-    def trials(self) -> list[Trial]:
-        """The trials behind the row's figures."""
-        return [self.runs[seed, fold] for seed in self.seeds for fold in self.folds]
+    judged: Mapping[int, Judged] = field(default_factory=dict)
 
 
-def are_numbers(values: Iterable[Any]) -> bool:
+def are_numbers(values: Sequence[Any]) -> bool:
     """Tell whether all values are numbers; True and False are none.
 
     >>> are_numbers([1, 0.5]), are_numbers([True, False]), are_numbers([1, "two"])
@@ -51,59 +73,20 @@ def are_numbers(values: Iterable[Any]) -> bool:
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
-def setting_key(setting: Mapping[str, Any]) -> str:
-    """Return a text that two settings share when they are the same.
-
-    >>> setting_key({"b": 1, "a": (2, True)}) == setting_key({"a": [2.0, True], "b": 1})
-    True
-    >>> setting_key({"a": True}) == setting_key({"a": 1})
-    False
-    """
-    return json.dumps(_plain(setting), sort_keys=True)
-
-
-def _plain(value: Any) -> Any:
-    """Forget what JSON and a storage forget: tuples, and whole numbers as float."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return value
-
-
-def make_rows(
-    settings: Sequence[Mapping[str, Any]], trials: Sequence[Trial]
-) -> list[Row]:
-    """Sort trials by setting, seed and fold.
-
-    A run that was tried several times counts once, by the trial that got furthest.
-
-    Args:
-        settings: of the rows, in order.
-        trials: of the study; those of other settings are passed over.
-    """
-    furthest: dict[str, dict[tuple[int, int], Trial]] = {}
-    for trial in sorted(trials, key=lambda trial: trial.number):
-        runs = furthest.setdefault(setting_key(trial.setting), {})
-        before = runs.get((trial.seed, trial.fold))
-        if before is None or STATES.index(trial.state) > STATES.index(before.state):
-            runs[trial.seed, trial.fold] = trial
-    planned = sorted({key for runs in furthest.values() for key in runs})
-    folds = tuple(sorted({fold for _, fold in planned}))
+def make_rows(settings: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> list[Row]:
+    """Return a row for each setting; of several like runs, the furthest one counts."""
+    furthest: dict[frozenset[Any], dict[tuple[int, int], Run]] = {}
+    for run in sorted(runs, key=lambda run: (STATES.index(run.state), -run.number)):
+        of_setting = furthest.setdefault(frozenset(run.setting.items()), {})
+        of_setting[run.seed, run.fold] = run
+    planned = {key for of_setting in furthest.values() for key in of_setting}
+    seeds, folds = (tuple(sorted({key[i] for key in planned})) for i in (0, 1))
     rows = []
     for number, setting in enumerate(settings, start=1):
-        runs = furthest.get(setting_key(setting), {})
-        seeds = tuple(
-            seed
-            for seed in sorted({seed for seed, _ in planned})
-            if all(
-                (seed, fold) in runs and runs[seed, fold].state == "complete"
-                for fold in folds
-            )
-        )
-        rows.append(Row(number, setting, runs, seeds, folds))
+        found = furthest.get(frozenset(setting.items()), {})
+        complete = {key for key, run in found.items() if run.state == "complete"}
+        whole = tuple(s for s in seeds if complete >= {(s, fold) for fold in folds})
+        rows.append(Row(number, setting, found, whole, folds))
     return rows
 
 
@@ -115,24 +98,19 @@ class Scores:
     """
 
     def __init__(self) -> None:
-        self._first: dict[tuple[int, str], tuple[Path, list[tuple[str, str, int]]]] = {}
+        self._first: dict[tuple[int, str], tuple[Path, list[Any]]] = {}
 
-    def read(self, trial: Trial) -> Fold:
-        """Return the student's scores of a complete trial.
+    def read(self, run: Run) -> Fold:
+        """Return the student's scores of a complete run, or raise UserError."""
+        return Fold(run.fold, self._read(run, "val"), self._read(run, "test"))
 
-        Raises:
-            UserError: a file is missing or damaged, or holds other images, lesions or
-                labels than that of another run of the same fold.
-        """
-        return Fold(trial.fold, self._read(trial, "val"), self._read(trial, "test"))
-
-    def _read(self, trial: Trial, split: str) -> Predictions:
-        path = trial.workdir / "predictions" / f"student_{split}.csv"
+    def _read(self, run: Run, split: str) -> Predictions:
+        path = run.workdir / "predictions" / f"student_{split}.csv"
         scores = read_predictions(path)
         held = sorted(
             zip(scores.image_id, scores.lesion_id, scores.label.tolist(), strict=True)
         )
-        other, first = self._first.setdefault((trial.fold, split), (path, held))
+        other, first = self._first.setdefault((run.fold, split), (path, held))
         if held != first:
             raise UserError(
                 f"{path} and {other} differ in {len(set(held) ^ set(first))} image(s), "
@@ -142,27 +120,23 @@ class Scores:
         return scores
 
 
-def read_cost(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Return what the students of one setting cost.
-
-    Args:
-        trials: complete ones, at least one.
+def read_cost(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return what the students of one setting cost, from their complete runs.
 
     Returns:
         "params" (count), "flops" (per image) and "seconds", the mean training time of
         a student; None where model.json does not hold it.
 
     Raises:
-        UserError: a model.json cannot be read, or two students of one setting are of
-            different size.
+        UserError: a model.json cannot be read, or two students differ in size.
     """
-    found = [_read_json(trial.workdir / "student" / "model.json") for trial in trials]
+    found = [_read_json(run.workdir / "student" / "model.json") for run in runs]
     cost: dict[str, Any] = {}
     for name in ("params", "flops"):
         values = {model.get(name) for model in found}
         if len(values) > 1:
             raise UserError(
-                f"{trials[0].workdir / 'student' / 'model.json'}: {name} differs from "
+                f"{runs[0].workdir / 'student' / 'model.json'}: {name} differs from "
                 "that of another run of the same setting; run the study anew"
             )
         cost[name] = values.pop()
@@ -171,44 +145,32 @@ def read_cost(trials: Sequence[Trial]) -> dict[str, Any]:
     return cost
 
 
-def is_made_up(trial: Trial) -> bool:
-    """Tell whether a run's lesions were made up.
-
-    Raises:
-        UserError: its metrics.json cannot be read.
-    """
-    metrics = _read_json(trial.workdir / "report" / "metrics.json")
+def is_made_up(run: Run) -> bool:
+    """Tell from its metrics.json whether the lesions of a complete run were made up."""
+    metrics = _read_json(run.workdir / "report" / "metrics.json")
     return bool(metrics.get("made_up_data", False))
 
 
-def read_latency(trials: Sequence[Trial]) -> dict[str, Any] | None:
-    """Return how long a student's float32 file takes on the host, where it was timed.
+def read_latency(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """Return how long the float32 file of one setting's students takes on the host.
 
-    Looked for is what `tflite_bench.host --json` wrote into export/ of a run.
-
-    Args:
-        trials: complete ones of one setting.
+    Looked for is what `tflite_bench.host --json` wrote into export/ of complete runs.
 
     Returns:
         "milliseconds", the mean over runs of the median latency with XNNPACK; "runs",
         how many were timed; "machines": processor and threads of each. None where none
         was timed.
-
-    Raises:
-        UserError: a JSON file there cannot be read.
     """
     medians, machines = [], set()
-    for trial in trials:
-        for path in sorted((trial.workdir / "export").glob("*.json")):
-            content = _read_json(path)
-            for result in content.get("results", []):
-                if str(result.get("model", "")).endswith(_TIMED):
-                    medians.append(result["latency_ms"]["xnnpack"]["median"])
-                    threads = content["num_threads"]
-                    machines.add(
-                        f"{content['machine']['processor']}, {threads} "
-                        f"thread{'' if threads == 1 else 's'}"
-                    )
+    for path in (p for run in runs for p in sorted(run.workdir.glob("export/*.json"))):
+        content = _read_json(path)
+        for result in content.get("results", []):
+            if str(result.get("model", "")).endswith(_TIMED):
+                medians.append(result["latency_ms"]["xnnpack"]["median"])
+                threads = content["num_threads"]
+                plural = "s" * (threads != 1)
+                processor = content["machine"]["processor"]
+                machines.add(f"{processor}, {threads} thread{plural}")
     if not medians:
         return None
     return {

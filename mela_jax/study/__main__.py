@@ -4,19 +4,24 @@ Runs what is left of a study, or, with --report, writes its report. Several work
 several such commands at once, on one machine or on many; see docs/studies.md.
 """
 
+import dataclasses
 import signal
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
 
 from mela_jax.config import expand_user, unknown_field
 from mela_jax.errors import Stopped, UserError
-from mela_jax.evaluation.study_trial import Trial
 from mela_jax.log import set_up_logging
-from mela_jax.study.spec import Plan, load_study, make_plan
+from mela_jax.study.spec import Study, check_study, load_study
+
+if TYPE_CHECKING:
+    # Not as it starts: a mistyped flag is answered at once.
+    from mela_jax.evaluation.study_runs import Run
 
 _STUDY = flags.DEFINE_string("study", None, "Study, a file of configs/studies/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.")
@@ -42,25 +47,27 @@ _HEARTBEAT = flags.DEFINE_integer(
 def main(argv: list[str]) -> int:
     """Run and return the exit status: 0 done, 1 some failed, 2 refused, 143 stopped."""
     if {"-h", "--help"} & set(argv[1:]):
-        print(f"{__doc__}\n{_help()}")
+        print(
+            f"{__doc__}\n{flags.FLAGS.main_module_help()}\n\n"
+            "  --config.FIELD=VALUE\n    Changes a field of the study's base"
+            " configuration; see python -m mela_jax.main --help."
+        )
         return 0
     # Told to stop, it stops as after Ctrl-C, also between two steps of training.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        plan, trials = _parse(argv)
+        study = _parse(argv)
         workdir = expand_user(_WORKDIR.value or "")
         set_up_logging()
-        # After the flags: a mistyped one is answered at once.
         from mela_jax.study import session
 
-        if plan is None:
+        if study is None:
             print(session.report(workdir, storage=_STORAGE.value))
             return 0
         runs = session.run(
-            plan,
+            study,
             workdir,
             storage=_STORAGE.value,
-            trials=trials,
             heartbeat=_HEARTBEAT.value,
             retry_failed=_RETRY.value,
         )
@@ -74,49 +81,46 @@ def main(argv: list[str]) -> int:
     return 1 if any(run.state == "failed" for run in runs) else 0
 
 
-def _parse(argv: list[str]) -> tuple[Plan | None, int]:
-    """Return the study (None: report only) and how many trials, or raise UserError."""
+def _parse(argv: list[str]) -> Study | None:
+    """Return the study, None for a report only, or raise UserError."""
     try:
         flags.FLAGS(argv, known_only=True)
         if not _WORKDIR.value:
             raise UserError("--workdir is missing: give a folder for the study")
-        if _REPORT.value:
-            _refuse_stray(flags.FLAGS(argv)[1:])
-            return None, 0
-        if not _STUDY.value:
-            raise UserError("--study is missing: give a file of configs/studies/")
-        study = load_study(expand_user(_STUDY.value))
-        base = study.base.copy_and_resolve_references()
-        config = config_flags.DEFINE_config_dict(
-            "config", base, "Base configuration.", lock_config=True
+        study = None
+        if not _REPORT.value:
+            if not _STUDY.value:
+                raise UserError("--study is missing: give a file of configs/studies/")
+            study = load_study(expand_user(_STUDY.value))
+            base = study.base.copy_and_resolve_references()
+            config = config_flags.DEFINE_config_dict(
+                "config", base, "Base configuration.", lock_config=True
+            )
+        stray = flags.FLAGS(argv)[1:]
+        if stray:
+            raise UserError(
+                f"{stray[0]!r} is not a flag; a field is --config.field=value"
+            )
+        if study is None:
+            return None
+        study = check_study(
+            study, name=Path(_STUDY.value or "").stem, base=config.value
         )
-        _refuse_stray(flags.FLAGS(argv)[1:])
-        plan = make_plan(study, name=Path(_STUDY.value).stem, base=config.value)
     except (AttributeError, KeyError) as error:
         raise UserError(unknown_field(error)) from error
     except (flags.Error, OSError, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
-    if plan.method == "grid" and _TRIALS.value:
-        raise UserError("--trials: a grid runs every cell; leave it out")
-    trials = _TRIALS.value or study.trials
-    if plan.method == "tune" and trials < 1:
+    if study.method == "grid":
+        if _TRIALS.value:
+            raise UserError("--trials: a grid runs every cell; leave it out")
+        return study
+    study = dataclasses.replace(study, trials=_TRIALS.value or study.trials)
+    if study.trials < 1:
         raise UserError("--trials is missing: say how many settings to try")
-    return plan, trials
+    return study
 
 
-def _refuse_stray(words: list[str]) -> None:
-    if words:
-        raise UserError(f"{words[0]!r} is not a flag; a field is --config.field=value")
-
-
-def _help() -> str:
-    return (
-        f"{flags.FLAGS.main_module_help()}\n\n  --config.FIELD=VALUE\n    Changes a"
-        " field of the study's base configuration; see python -m mela_jax.main --help."
-    )
-
-
-def _summary(runs: list[Trial], workdir: Path) -> str:
+def _summary(runs: list["Run"], workdir: Path) -> str:
     """Return what became of the runs, for the terminal."""
     states = Counter(run.state for run in runs)
     lines = [f"{run.workdir.name}: failed: {run.error}" for run in runs if run.error]

@@ -53,33 +53,22 @@ def main_job(workdir: Path, *, metric: str, base: ConfigDict) -> Job:
     return job
 
 
-def teacher_config(config: ConfigDict, base: ConfigDict) -> ConfigDict:
-    """Return the configuration of the run that trains the teacher of another run.
+def obtain_teacher(config: ConfigDict, workdir: Path, base: ConfigDict) -> Path:
+    """Return the folder of the teacher that a run learns from, trained once.
 
     Runs that differ in nothing that bears on the teacher have the same. Its seed is the
     study's: students of all seeds learn from one teacher.
-
-    Args:
-      config: of a run of the study.
-      base: of the study.
-    """
-    config = config.copy_and_resolve_references()
-    for name in _NOT_THE_TEACHERS:
-        config[name] = base.copy_and_resolve_references()[name]
-    config.seed = base.seed
-    config.distill.enabled, config.baseline = True, False
-    return config
-
-
-def obtain_teacher(config: ConfigDict, workdir: Path, base: ConfigDict) -> Path:
-    """Return the folder of the teacher that a run learns from, trained once.
 
     Args:
       config: of the run.
       workdir: folder of the study.
       base: configuration of the study.
     """
-    config = teacher_config(config, base)
+    config = config.copy_and_resolve_references()
+    for name in _NOT_THE_TEACHERS:
+        config[name] = base.copy_and_resolve_references()[name]
+    config.seed = base.seed
+    config.distill.enabled, config.baseline = True, False
     name = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:16]
     folder = workdir.absolute() / "teachers" / name
     folder.parent.mkdir(parents=True, exist_ok=True)

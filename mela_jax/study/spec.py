@@ -1,7 +1,7 @@
 """What a study is: a base configuration, and what is tried on it.
 
-A file of configs/studies/ returns a `Study` from `get_study()`. `make_plan` judges it,
-before anything runs, and spells it out: every setting in full, every seed, every fold.
+A file of configs/studies/ returns a `Study` from `get_study()`. `check_study` checks it
+before anything runs, and writes it out in full.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +26,25 @@ _FILE_MODULE = "study_file"
 METHODS = ("grid", "tune")
 PRUNERS = ("none", "median", "hyperband")
 # Fields that cannot be an axis, and why.
-_TEST_LESIONS = "settings are compared on the same test lesions, so it is set in `base`"
 _FIXED = {
-    "seed": "give Study.seeds",
-    "data.fold": "give Study.folds",
-    "data.num_folds": "give Study.folds",
-    "data.name": _TEST_LESIONS,
-    "data.dir": _TEST_LESIONS,
-    "data.on_bad_image": _TEST_LESIONS,
-    "data.phantom_lesions": _TEST_LESIONS,
-    "data.split_seed": _TEST_LESIONS,
-    "data.val_fraction": _TEST_LESIONS,
-    "data.test_fraction": _TEST_LESIONS,
-    "data.splits_file": _TEST_LESIONS,
-    "data.download": "it changes nothing that could be compared",
-    "data.cache_dir": "it changes nothing that could be compared",
-    "log_every_steps": "it changes nothing that could be compared",
-    "num_bootstrap": "all settings are measured alike",
-    "target_sensitivity": "all settings are measured alike",
-    "evaluation.threshold_policy": "all settings are measured alike",
-    "evaluation.guarantee_delta": "all settings are measured alike",
-    "evaluation.prevalences": "all settings are measured alike",
-    "evaluation.calibration": "all settings are measured alike",
-    "cpu_devices": "one process runs many trials, with the same devices",
+    field: reason
+    for reason, fields in {
+        "give Study.seeds": "seed",
+        "give Study.folds": "data.fold data.num_folds",
+        "settings are compared on the same test lesions, so it is set in `base`": (
+            "data.name data.dir data.on_bad_image data.phantom_lesions data.split_seed"
+            " data.val_fraction data.test_fraction data.splits_file"
+        ),
+        "it changes nothing that could be compared": (
+            "data.download data.cache_dir log_every_steps"
+        ),
+        "all settings are measured alike": (
+            "num_bootstrap target_sensitivity evaluation.threshold_policy"
+            " evaluation.guarantee_delta evaluation.prevalences evaluation.calibration"
+        ),
+        "one process runs many trials, with the same devices": "cpu_devices",
+    }.items()
+    for field in fields.split()
 }
 
 Setting = dict[str, Any]
@@ -56,12 +52,12 @@ Setting = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Values between two ends, both included, for tuning; whole ones for a whole field.
+    """Values to tune over, both ends included; whole numbers for a whole field.
 
     Attributes:
       low: smallest value.
       high: largest value.
-      log: draw evenly on the scale of the logarithm.
+      log: draw evenly on a logarithmic scale.
     """
 
     low: float
@@ -71,7 +67,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What a study file asks for.
+    """A study as its file gives it, or as `check_study` has written it out.
 
     Attributes:
       base: configuration of every run, but for what follows.
@@ -80,13 +76,15 @@ class Study:
       axes: field of the configuration -> its values. A grid takes their full product;
         tuning takes values or a `Range`.
       cells: for a grid, settings in place of the full product: {field: value}; a field
-        that one leaves out has the value of `base`.
+        that one leaves out has the value of `base`. Written out: every setting, with a
+        value for every axis.
       reference: the setting that all others are compared with, as a cell.
       seeds: `config.seed` of the runs. Tuning takes one.
       folds: k for k-fold cross-validation; None for the split of `base`.
       metric: validation metric that tuning maximises: one that `select_by` may be.
       pruner: for tuning, what stops a hopeless run early: one of `PRUNERS`.
       trials: for tuning, how many settings to try where --trials does not say.
+      name: written out, that of the file.
     """
 
     base: ConfigDict
@@ -99,79 +97,57 @@ class Study:
     metric: str = "roc_auc"
     pruner: str = "none"
     trials: int = 0
+    name: str = ""
 
+    @property
+    def fold_numbers(self) -> tuple[int, ...]:
+        """`config.data.fold` of the runs; -1 for a fixed split."""
+        return (self.base.data.fold,) if self.folds is None else (*range(self.folds),)
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A study that has been judged, spelt out.
+    def run_config(
+        self, setting: Mapping[str, Any], *, seed: int, fold: int
+    ) -> ConfigDict:
+        """Return the configuration of one run; it does not name a shared teacher."""
+        fields = {**setting, "seed": seed, "data.fold": fold}
+        return _with_values(self.base, fields)
 
-    Attributes:
-      name: of the study file, without its folder and ending.
-      base: configuration of every run.
-      method: "grid" or "tune".
-      axes: field -> values, in order; for tuning a `Range` or values.
-      cells: name -> setting, a value for every axis; empty for tuning.
-      reference: a setting.
-      seeds: of the runs.
-      folds: of the runs; of one fold when there is no cross-validation.
-      metric: validation metric, for tuning.
-      pruner: one of `PRUNERS`.
-    """
-
-    name: str
-    base: ConfigDict
-    method: str
-    axes: dict[str, tuple[Any, ...] | Range]
-    cells: dict[str, Setting]
-    reference: Setting
-    seeds: tuple[int, ...]
-    folds: tuple[int, ...]
-    metric: str
-    pruner: str
-
-    def run_config(self, setting: Setting, *, seed: int, fold: int) -> ConfigDict:
-        """Return the configuration of one run; teachers are not shared in it yet."""
-        config = _with_values(self.base, setting)
-        config.seed = seed
-        config.data.fold = fold
-        return config
+    def label(self, setting: Mapping[str, Any]) -> str:
+        """Name a setting by what differs from the base; "base" where nothing does."""
+        base = flatten(self.base.to_dict())
+        changed = [f"{k}={value}" for k, value in setting.items() if value != base[k]]
+        return ",".join(changed) or "base"
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as JSON."""
-        content = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+        """Return the written-out study as JSON."""
+        content = dataclasses.asdict(self) | {
+            "base": json.loads(self.base.to_json()),
+            "cells": {self.label(cell): cell for cell in self.cells},
+            "folds": self.fold_numbers,
         }
-        content["base"] = json.loads(self.base.to_json())
-        content["axes"] = {
-            name: dataclasses.asdict(values) if isinstance(values, Range) else values
-            for name, values in self.axes.items()
-        }
+        # Not part of what the study is: it may grow.
+        del content["trials"]
         return json.loads(json.dumps(content))
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Plan":
-        """Return the plan whose `to_json` this is.
+    def from_json(cls, content: dict[str, Any]) -> "Study":
+        """Return the study whose `to_json` this is.
 
         Raises:
-          KeyError, TypeError, ValueError: when it is none.
+          AttributeError, KeyError, TypeError, ValueError: when it is none.
         """
-        base = default()
-        for name, value in flatten(content["base"]).items():
-            _assign(base, name, tuple(value) if isinstance(value, list) else value)
-        axes = {
-            name: Range(**values) if isinstance(values, dict) else tuple(values)
-            for name, values in content["axes"].items()
+        base = _with_values(default(), flatten(content["base"]))
+        folds = content["folds"]
+        written_out = {
+            "base": base,
+            "axes": {
+                axis: Range(**values) if isinstance(values, dict) else tuple(values)
+                for axis, values in content["axes"].items()
+            },
+            "cells": tuple(content["cells"].values()),
+            "seeds": tuple(content["seeds"]),
+            "folds": None if folds == [base.data.fold] else len(folds),
         }
-        plain = {name: content[name] for name in ("name", "method", "metric", "pruner")}
-        return cls(
-            base=base,
-            axes=axes,
-            cells=content["cells"],
-            reference=content["reference"],
-            seeds=tuple(content["seeds"]),
-            folds=tuple(content["folds"]),
-            **plain,
-        )
+        return cls(**{**content, **written_out})
 
 
 def load_study(path: Path) -> Study:
@@ -208,179 +184,139 @@ def load_study(path: Path) -> Study:
     return study
 
 
-def make_plan(study: Study, *, name: str, base: ConfigDict) -> Plan:
-    """Judge a study and spell it out.
+def check_study(study: Study, *, name: str, base: ConfigDict) -> Study:
+    """Check a study and write it out in full.
 
     Args:
-      study: what the file asks for.
-      name: of the study.
+      study: as its file gives it.
+      name: of the file.
       base: `study.base` with the command line's changes.
 
     Raises:
       UserError: naming what is wrong with it.
     """
-    _require(study.method in METHODS, f"method={study.method!r}: give one of {METHODS}")
-    _require(study.pruner in PRUNERS, f"pruner={study.pruner!r}: give one of {PRUNERS}")
-    metrics = CHOICES["*.select_by"]
-    _require(study.metric in metrics, f"metric={study.metric!r}: give one of {metrics}")
-    tunes = study.method == "tune"
-    _require(tunes or study.pruner == "none", "a grid runs every cell: no pruner")
-    seeds = tuple(study.seeds)
-    _require(bool(seeds), "no seeds: give at least one")
-    _require(len(set(seeds)) == len(seeds), f"seeds {seeds}: one is there twice")
-    _require(
-        not tunes or (len(seeds) == 1 and study.folds is None),
-        "tuning compares settings on one seed and one split: give seeds=(n,), no folds;"
-        " then run its best settings as a grid over seeds",
-    )
-    axes = _axes(study, base)
+    _check_method(study)
+    axes, settings = _write_out(study, base)
+    given, changed = (flatten(config.to_dict()) for config in (study.base, base))
     for axis in axes:
         _require(
-            _value(base, axis) == _value(study.base, axis),
+            given[axis] == changed[axis],
             f"--config.{axis}: is an axis of this study; change the study file instead",
         )
     base = base.copy_and_resolve_references()
-    folds: tuple[int, ...] = (base.data.fold,)
     if study.folds is not None:
         _require(base.data.fold == -1, "give folds, or config.data.fold, not both")
         base.data.num_folds = study.folds
-        folds = tuple(range(study.folds))
-    _require(not study.reference.keys() - axes.keys(), _stray(study.reference, axes))
-    plan = Plan(
-        name=name,
-        base=base,
-        method=study.method,
-        axes=axes,
-        cells={},
-        reference=_fill(study.reference, axes, base, what="reference"),
-        seeds=seeds,
-        folds=folds,
-        metric=study.metric,
-        pruner=study.pruner,
+    stray = sorted(study.reference.keys() - axes.keys())
+    _require(not stray, f"the reference names {stray}, which is no axis")
+    reference = _fill(study.reference, axes, base, what="reference")
+    is_grid = study.method == "grid"
+    cells = tuple(settings) if is_grid else ()
+    study = dataclasses.replace(
+        study, name=name, base=base, axes=axes, cells=cells, reference=reference
     )
-    settings = _extremes(plan) if tunes else _grid(study, plan)
-    for setting in settings:
-        for seed, fold in itertools.product(seeds, folds):
-            try:
-                validate(plan.run_config(setting, seed=seed, fold=fold))
-            except (UserError, TypeError, ValueError) as error:
-                raise UserError(f"study: {_label(setting, base)}: {error}") from error
-    if tunes:
-        return plan
-    _require(
-        plan.reference in settings, f"the reference {plan.reference} is not in the grid"
-    )
-    return dataclasses.replace(
-        plan, cells={_label(setting, base): setting for setting in settings}
-    )
+    runs = itertools.product(settings, study.seeds, study.fold_numbers)
+    for setting, seed, fold in runs:
+        try:
+            validate(study.run_config(setting, seed=seed, fold=fold))
+        except (UserError, TypeError, ValueError) as error:
+            raise UserError(f"study: {study.label(setting)}: {error}") from error
+    for i, cell in enumerate(cells):
+        first = cells.index(cell)
+        _require(first == i, f"cells {first} and {i} are the same setting: {cell}")
+    is_known = not is_grid or reference in cells
+    _require(is_known, f"the reference {reference} is not in the grid")
+    return study
 
 
-def key_of(cell: str, *, seed: int, fold: int) -> str:
+def axis_values(values: Sequence[Any] | Range) -> Sequence[Any]:
+    """Return the values of an axis, of a range its ends."""
+    return (values.low, values.high) if isinstance(values, Range) else values
+
+
+def run_key(label: str, *, seed: int, fold: int) -> str:
     """Return the name of a run's folder; different runs have different ones."""
-    name = f"{cell},seed={seed}" + (f",fold={fold}" if fold >= 0 else "")
+    name = f"{label},seed={seed}" + (f",fold={fold}" if fold >= 0 else "")
     plain = re.sub(r"[^\w.,=+-]", "_", name)
     if plain == name and len(name) <= 200:
         return name
     return f"{plain[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _axes(study: Study, base: ConfigDict) -> dict[str, tuple[Any, ...] | Range]:
-    """Return every axis with its values, in their order."""
+def _check_method(study: Study) -> None:
+    """Check what does not depend on the configuration's fields."""
+    tunes, seeds = study.method == "tune", study.seeds
+    choices = {"method": METHODS, "pruner": PRUNERS, "metric": CHOICES["*.select_by"]}
+    for field, allowed in choices.items():
+        value = getattr(study, field)
+        _require(value in allowed, f"{field}={value!r}: give one of {allowed}")
+    several = len(seeds) > 1 or study.folds is not None
+    for mistake, is_made in {
+        "a grid runs every cell: no pruner": not tunes and study.pruner != "none",
+        "no seeds: give at least one": not seeds,
+        f"seeds {seeds}: one is there twice": len(set(seeds)) < len(seeds),
+        "tuning compares settings on one seed and one split: give seeds=(n,), no folds;"
+        " then run its best settings as a grid over seeds": tunes and several,
+        "no axes and no cells: there is nothing to compare": not (
+            study.axes or study.cells
+        ),
+        "give either axes or cells of a grid, not both": study.axes and study.cells,
+        "tuning takes axes, not cells": tunes and study.cells,
+    }.items():
+        _require(not is_made, mistake)
+
+
+def _write_out(
+    study: Study, base: ConfigDict
+) -> tuple[dict[str, Sequence[Any] | Range], list[Setting]]:
+    """Return every axis with its values, and every setting in full.
+
+    Those of tuning are what shows, axis by axis, every end and every choice.
+    """
     fields = flatten(default().to_dict())
-    tunes = study.method == "tune"
-    _require(
-        bool(study.axes) or bool(study.cells),
-        "no axes and no cells: there is nothing to compare",
-    )
-    _require(
-        not (study.axes and study.cells),
-        "give either axes or cells of a grid, not both",
-    )
-    _require(not (tunes and study.cells), "tuning takes axes, not cells")
-    named = dict(study.axes)
-    for cell in study.cells:
-        for axis in cell:
-            # The base's own value first, where a cell leaves the field out.
-            named.setdefault(axis, ())
-    for axis in named:
+    names = dict.fromkeys(study.axes or itertools.chain(*study.cells))
+    for axis in names:
         _require(axis in fields, f"axis {axis!r}: the configuration has no such field")
         _require(axis not in _FIXED, f"axis {axis!r}: {_FIXED.get(axis)}")
     if study.cells:
-        filled = [_fill(cell, named, base, what="cell") for cell in study.cells]
-        named = {
-            axis: tuple(dict.fromkeys(cell[axis] for cell in filled)) for axis in named
-        }
-    axes: dict[str, tuple[Any, ...] | Range] = {}
-    for axis, values in named.items():
+        cells = [_fill(cell, names, base, what="cell") for cell in study.cells]
+        return {n: tuple(dict.fromkeys(c[n] for c in cells)) for n in names}, cells
+    axes: dict[str, Sequence[Any] | Range] = {}
+    for axis, values in study.axes.items():
         if isinstance(values, Range):
-            _require(tunes, f"axis {axis!r}: a grid takes values, not a Range")
-            number = isinstance(fields[axis], (int, float))
-            _require(
-                number and not isinstance(fields[axis], bool),
-                f"axis {axis!r}: a Range needs a number",
-            )
-            ends = (values.low, values.high)
-            _require(
-                all(map(math.isfinite, ends)) and values.low < values.high,
-                f"axis {axis!r}: {values} is empty",
-            )
-            _require(
-                not values.log or values.low > 0, f"axis {axis!r}: log from above 0"
-            )
+            field, low, high = fields[axis], values.low, values.high
+            is_number = isinstance(field, int | float) and not isinstance(field, bool)
+            is_finite = math.isfinite(low) and math.isfinite(high)
+            for holds, otherwise in (
+                (study.method == "tune", "a grid takes values, not a Range"),
+                (is_number, "a Range needs a number"),
+                (is_finite and low < high, f"{values} is empty"),
+                (not values.log or low > 0, "log from above 0"),
+            ):
+                _require(holds, f"axis {axis!r}: {otherwise}")
             axes[axis] = values
             continue
-        _require(
-            not isinstance(values, str) and isinstance(values, Sequence),
-            f"axis {axis!r}: give a tuple of values",
-        )
+        is_sequence = isinstance(values, Sequence) and not isinstance(values, str)
+        _require(is_sequence, f"axis {axis!r}: give a tuple of values")
         _require(len(values) > 0, f"axis {axis!r}: is empty")
-        given = tuple(
-            _fill({axis: value}, [axis], base, what="axis")[axis] for value in values
-        )
-        _require(
-            len(set(given)) == len(given),
-            f"axis {axis!r}: a value is there twice: {given}",
-        )
-        axes[axis] = given
-    return axes
-
-
-def _grid(study: Study, plan: Plan) -> list[Setting]:
-    """Return the settings of a grid, every one once."""
-    if study.cells:
-        settings = [
-            _fill(cell, plan.axes, plan.base, what="cell") for cell in study.cells
-        ]
-    else:
-        products = itertools.product(*plan.axes.values())  # type: ignore[arg-type]
-        settings = [dict(zip(plan.axes, values, strict=True)) for values in products]
-    for i, setting in enumerate(settings):
-        _require(
-            setting not in settings[:i],
-            f"cells {settings.index(setting)} and {i} are the same setting: {setting}",
-        )
-    return settings
-
-
-def _extremes(plan: Plan) -> list[Setting]:
-    """Return settings that show, axis by axis, every end and every choice."""
-    start = {axis: _value(plan.base, axis) for axis in plan.axes}
-    return [
-        _fill({**start, axis: value}, plan.axes, plan.base, what="axis")
-        for axis, values in plan.axes.items()
-        for value in (
-            (values.low, values.high) if isinstance(values, Range) else values
-        )
-    ]
+        held = tuple(_fill({axis: v}, [axis], base, what="axis")[axis] for v in values)
+        is_unique = len(set(held)) == len(held)
+        _require(is_unique, f"axis {axis!r}: a value is there twice: {held}")
+        axes[axis] = held
+    if study.method == "tune":
+        tried = [(axis, v) for axis in axes for v in axis_values(axes[axis])]
+        return axes, [_fill({a: v}, axes, base, what="axis") for a, v in tried]
+    products = itertools.product(*map(axis_values, axes.values()))
+    return axes, [dict(zip(axes, values, strict=True)) for values in products]
 
 
 def _fill(
-    cell: Mapping[str, Any], axes: Any, base: ConfigDict, *, what: str
+    cell: Mapping[str, Any], axes: Iterable[str], base: ConfigDict, *, what: str
 ) -> Setting:
     """Return a value for every axis: the cell's, or else the base's."""
     for axis, value in cell.items():
         _require(
-            isinstance(value, (bool, int, float, str)),
+            isinstance(value, bool | int | float | str),
             f"{what}, {axis}={value!r}: give a number, a string, True or False",
         )
     try:
@@ -388,42 +324,14 @@ def _fill(
     except (TypeError, ValueError) as error:
         raise UserError(f"study: {what} {dict(cell)}: {error}") from error
     # Read back: 1 has become 1.0 where the field is a float.
-    return {axis: _value(config, axis) for axis in axes}
-
-
-def _label(setting: Setting, base: ConfigDict) -> str:
-    """Name a setting by what differs from the base; "base" where nothing does."""
-    changed = [
-        f"{axis}={value}"
-        for axis, value in setting.items()
-        if value != _value(base, axis)
-    ]
-    return ",".join(changed) or "base"
+    fields = flatten(config.to_dict())
+    return {axis: fields[axis] for axis in axes}
 
 
 def _with_values(base: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     config = base.copy_and_resolve_references()
-    for axis, value in values.items():
-        _assign(config, axis, value)
+    config.update_from_flattened_dict(values)
     return config
-
-
-def _assign(config: ConfigDict, field: str, value: Any) -> None:
-    *sections, last = field.split(".")
-    for section in sections:
-        config = config[section]
-    config[last] = value
-
-
-def _value(config: ConfigDict, field: str) -> Any:
-    value: Any = config
-    for part in field.split("."):
-        value = value[part]
-    return value
-
-
-def _stray(cell: Mapping[str, Any], axes: Any) -> str:
-    return f"the reference names {sorted(cell.keys() - set(axes))}, which is no axis"
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -10,6 +10,7 @@ from statsmodels.stats.multitest import multipletests
 from mela_jax.errors import UserError
 from mela_jax.evaluation.measure import Settings
 from mela_jax.evaluation.scores import Predictions, read_predictions
+from mela_jax.evaluation.study_results import study_results
 from mela_jax.report.study_report import write_study_report
 from tests.study.made_up import draw_scores, write_trial
 
@@ -41,17 +42,12 @@ def write_runs(folder, strengths, *, seeds=3, folds=(-1,), **drawn):
     return trials
 
 
-def report(folder, trials, *, settings=SETTINGS, cells=CELLS, **others):
-    path = write_study_report(
-        folder,
-        name="ablation",
-        axes=AXES,
-        reference=REFERENCE,
-        trials=trials,
-        settings=settings,
-        cells=cells,
-        **others,
+def report(folder, runs, *, settings=SETTINGS, axes=AXES, cells=CELLS, **others):
+    options = {"reference": REFERENCE} | others
+    results = study_results(
+        runs, settings, name="ablation", axes=axes, cells=cells, **options
     )
+    path = write_study_report(folder / "report", results)
     assert path == folder / "report" / "report.html"
     texts = [(path.parent / name).read_text() for name in ("report.html", "report.md")]
     return json.loads((path.parent / "results.json").read_text()), *texts
@@ -154,26 +150,18 @@ def test_settings_that_do_not_differ_are_not_called_different(tmp_path):
     assert set(called) == {"no difference shown"}
 
 
-def test_p_values_are_corrected_as_statsmodels_does(whole):
-    results, _, _ = whole
-    names = ("roc_auc", "specificity")
-    p, corrected = (
-        [row[name][key] for row in results["comparisons"] for name in names]
-        for key in ("p", "p_holm")
-    )
-    assert len(p) == results["comparisons_planned"] == 6
-    assert np.allclose(corrected, multipletests(p, method="holm")[1])
-
-
-def test_comparisons_to_come_are_corrected_for_as_well(tmp_path):
-    trials = write_runs(tmp_path, (2.0, 2.0, 0.5), num_lesions=300)
+@pytest.mark.parametrize("strengths", [(2.0, 2.0, 0.5, 0.5), (2.0, 2.0, 0.5)])
+def test_p_values_are_corrected_for_comparisons_to_come_as_well(tmp_path, strengths):
+    trials = write_runs(tmp_path, strengths, num_lesions=300)
     results, _, _ = report(tmp_path, trials)
     p, corrected = (
         [row[n][key] for row in results["comparisons"] for n in row if n in JUDGED]
         for key in ("p", "p_holm")
     )
-    assert len(p) == 4
-    assert np.allclose(corrected, multipletests([*p, 1, 1], method="holm")[1][:4])
+    assert len(p) == 2 * (len(strengths) - 1)
+    padded = [*p, *[1] * (6 - len(p))]
+    assert np.allclose(corrected, multipletests(padded, method="holm")[1][: len(p)])
+    assert results["comparisons_planned"] == 6
 
 
 JUDGED = ("roc_auc", "specificity")
@@ -294,16 +282,12 @@ def test_levels_of_an_axis_are_compared_pair_by_pair(whole):
 
 
 def test_levels_that_are_numbers_are_shown_in_their_order(tmp_path):
-    path = write_study_report(
+    results, _, _ = report(
         tmp_path,
-        name="ablation",
+        write_runs(tmp_path, (2.0, 2.0, 1.0, 1.0), seeds=2),
         axes={"student.pool": ("max", "avg"), "distill.alpha": (0.9, 0.1)},
-        reference=REFERENCE,
-        trials=write_runs(tmp_path, (2.0, 2.0, 1.0, 1.0), seeds=2),
-        settings=SETTINGS,
-        cells=CELLS,
     )
-    effects = json.loads((path.parent / "results.json").read_text())["main_effects"]
+    effects = results["main_effects"]
     assert [[x["level"] for x in effect["levels"]] for effect in effects] == [
         ["max", "avg"],
         [0.1, 0.9],
@@ -423,16 +407,13 @@ def test_a_field_that_does_nothing_in_a_row_is_not_shown_there(tmp_path):
         write_trial(tmp_path, i, cell, seed=0, val=val, test=test)
         for i, cell in enumerate((alone, taught))
     ]
-    path = write_study_report(
+    _, _, markdown = report(
         tmp_path,
-        name="ablation",
+        trials,
         axes={"distill.enabled": (False, True)},
         reference=alone,
-        trials=trials,
-        settings=SETTINGS,
         cells=[alone, taught],
     )
-    markdown = path.with_suffix(".md").read_text()
     assert "| 1 (reference) | no | – | cross_entropy |" in markdown
     assert "| 2 | yes | 0.5 | cross_entropy |" in markdown
     assert "Reference: row 1, distill.enabled no, loss cross_entropy." in markdown

@@ -4,6 +4,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mela_jax.evaluation.measure import Settings
+from mela_jax.evaluation.study_results import study_results
 from mela_jax.report.study_report import write_study_report
 from tests.study.made_up import draw_scores, write_trial
 
@@ -28,17 +29,17 @@ def search(folder, strengths, **others):
     return trials, drawn
 
 
-def report(folder, trials, **others):
-    path = write_study_report(
-        folder,
+def report(folder, runs, **others):
+    results = study_results(
+        runs,
+        SETTINGS,
         name="tune",
         axes={"student.learning_rate": (), "student.loss": ("cross_entropy", "focal")},
         reference={},
-        trials=trials,
-        settings=SETTINGS,
         cells=[],
         **others,
     )
+    path = write_study_report(folder / "report", results)
     results = json.loads((path.parent / "results.json").read_text())
     return results, path.read_text(), path.with_suffix(".md").read_text()
 
@@ -127,11 +128,3 @@ def test_nothing_is_chosen_before_something_is_complete(tmp_path):
     assert results["chosen"] is None
     assert "none is chosen" in html
     assert "UNFINISHED" in html
-
-
-def test_an_unknown_figure_is_a_mistake_of_the_caller(tmp_path):
-    trial = write_trial(
-        tmp_path, 0, {"student.loss": "cross_entropy"}, seed=0, state="running"
-    )
-    with pytest.raises(ValueError, match="select_by"):
-        report(tmp_path, [trial], select_by="test_auc")

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import expit
 
 from mela_jax.evaluation.scores import Predictions, write_predictions
-from mela_jax.evaluation.study_trial import Trial
+from mela_jax.evaluation.study_runs import Run
 
 
 def draw_scores(
@@ -65,7 +65,7 @@ def write_trial(
     params: int = 940_000,
     milliseconds: float | None = None,
     made_up_data: bool = False,
-) -> Trial:
+) -> Run:
     """Write the folder of a trial as a finished run leaves it."""
     workdir = folder / "trials" / str(number)
     if val is not None and test is not None:
@@ -91,7 +91,7 @@ def write_trial(
                 ],
             },
         )
-    return Trial(number, setting, seed, fold, state, error, workdir)
+    return Run(number, setting, seed, fold, state, error, workdir)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,26 +17,26 @@ import pytest
 from ml_collections import ConfigDict
 
 from mela_jax.errors import UserError
-from mela_jax.study import record, session
-from mela_jax.study.spec import Plan
+from mela_jax.study import session
+from mela_jax.study.spec import Study
 from mela_jax.study.worker import History, Job
 from tests.study.conftest import PASSWORD
-from tests.study.worker_process import make_job, plan
+from tests.study.worker_process import cheap_study, make_job
 
 
 def work(
     workdir: Path,
     *,
-    made: Plan | None = None,
+    made: Study | None = None,
     storage: str = "",
     job: Job | None = None,
+    heartbeat: int = 30,
 ):
     return session.run(
-        made or plan(),
+        made or cheap_study(),
         workdir,
         storage=storage,
-        trials=0,
-        heartbeat=30,
+        heartbeat=heartbeat,
         retry_failed=False,
         job=job or make_job(workdir / "log.txt", seconds=0),
     )
@@ -58,14 +60,16 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_study_json_tells_what_the_study_is(done: Path):
     content = json.loads((done / "study.json").read_text())
-    assert content["plan"] == plan().to_json()
+    assert content["plan"] == cheap_study().to_json()
     assert content["provenance"]["packages"]["jax"]
-    assert record.read(done).plan.to_json() == plan().to_json()
+    assert session.load_runs(done)[0].to_json() == cheap_study().to_json()
 
 
 def test_another_study_is_refused_with_all_that_differs(done: Path):
     changed = dataclasses.replace(
-        plan(), seeds=(0, 1, 2), base=plan().base.copy_and_resolve_references()
+        cheap_study(),
+        seeds=(0, 1, 2),
+        base=cheap_study().base.copy_and_resolve_references(),
     )
     changed.base.student.epochs = 7
     message = refusal(done, made=changed)
@@ -78,12 +82,12 @@ def test_another_storage_is_refused(done: Path, tmp_path: Path):
     url = f"sqlite:///{tmp_path / 'other.db'}"
     assert f"storage: '' -> '{url}'" in refusal(done, storage=url)
     with pytest.raises(UserError, match="its storage is study.db, not sqlite"):
-        session.load_trials(done, storage=url)
+        session.load_runs(done, storage=url)
 
 
 def test_a_workdir_without_a_study_has_no_runs(tmp_path: Path):
     with pytest.raises(UserError, match="holds no study"):
-        session.load_trials(tmp_path)
+        session.load_runs(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"plan": {}}', "[]"])
@@ -100,7 +104,7 @@ def test_a_lost_storage_is_noticed_and_made_again_from_the_folders(
     shutil.copytree(done, workdir)
     (workdir / "study.db").unlink()
     with pytest.raises(UserError, match=r"study\.db: is missing"):
-        session.load_trials(workdir)
+        session.load_runs(workdir)
     assert {trial.state for trial in work(workdir)} == {"complete"}
 
 
@@ -133,6 +137,36 @@ def test_a_storage_that_takes_nothing_more_is_one_line_and_loses_no_run(
     with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
         database.execute("DROP TRIGGER full")
     assert [trial.state for trial in work(tmp_path)] == ["complete"] * 12
+
+
+def test_a_heartbeat_that_is_lost_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The thread that beats outlives it, without a traceback."""
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    quick = make_job(tmp_path / "log.txt", seconds=0)
+    beats: list[str] = []
+
+    def job(
+        config: ConfigDict, folder: Path, on_epoch: Callable[[History], None]
+    ) -> float:
+        with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
+            if not beats:
+                database.execute(
+                    "CREATE TRIGGER full BEFORE UPDATE ON trial_heartbeats BEGIN"
+                    " INSERT INTO a_full_disk VALUES (1); END"
+                )
+                for statement in ("DROP TRIGGER full", "SELECT 1"):
+                    time.sleep(1.5)
+                    query = "SELECT max(heartbeat) FROM trial_heartbeats"
+                    beats.extend(*database.execute(query))
+                    database.execute(statement)
+        return quick(config, folder, on_epoch)
+
+    assert {run.state for run in work(tmp_path, job=job, heartbeat=1)} == {"complete"}
+    assert not raised
+    assert beats[0] < beats[1]
 
 
 @pytest.mark.parametrize(
@@ -173,21 +207,30 @@ def test_the_password_is_written_down_nowhere(
     kept += "".join(p.read_text() for p in tmp_path.rglob("*.json"))
     assert not any(secret in kept for secret in secrets)
     assert "mela@127.0.0.1" in kept
-    assert {t.state for t in session.load_trials(tmp_path, storage=postgres)} == {
+    assert {t.state for t in session.load_runs(tmp_path, storage=postgres)[1]} == {
         "complete"
     }
     with pytest.raises(UserError, match="give it with --storage") as refused:
-        session.load_trials(tmp_path)
+        session.load_runs(tmp_path)
     assert not any(secret in str(refused.value) for secret in secrets)
 
 
 def test_a_look_at_a_study_starts_without_what_trains(done: Path):
     code = (
         "import sys; from pathlib import Path; from mela_jax.study import session;"
-        f"print(len(session.load_trials(Path({str(done)!r})))); "
+        f"print(len(session.load_runs(Path({str(done)!r}))[1])); "
         "print([m for m in ('orbax', 'mela_jax.pipeline') if m in sys.modules])"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ
     )
     assert found.stdout.split("\n")[:2] == ["12", "[]"], found.stderr
+
+
+def test_a_mistyped_flag_is_answered_before_anything_heavy_is_imported():
+    code = (
+        "import sys; import mela_jax.study.__main__;"
+        "print({'jax', 'optuna', 'scipy', 'sklearn'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout == "set()\n", found.stderr

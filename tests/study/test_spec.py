@@ -8,7 +8,7 @@ import pytest
 
 from configs import tiny
 from mela_jax.errors import UserError
-from mela_jax.study.spec import Plan, Range, Study, key_of, load_study, make_plan
+from mela_jax.study.spec import Range, Study, check_study, load_study, run_key
 
 STUDIES = sorted(
     path
@@ -47,25 +47,25 @@ def tuning(**changes) -> Study:
     return Study(**fields)
 
 
-def plan(study: Study) -> Plan:
-    return make_plan(
+def check(study: Study) -> Study:
+    return check_study(
         study, name="made_up", base=study.base.copy_and_resolve_references()
     )
 
 
 def test_a_grid_is_the_full_product_in_the_order_of_its_axes():
-    found = plan(grid())
-    assert list(found.cells.values()) == [
+    found = check(grid())
+    assert list(found.cells) == [
         {"student.pool": "avg", "distill.alpha": 0.1},
         {"student.pool": "avg", "distill.alpha": 0.5},
         {"student.pool": "max", "distill.alpha": 0.1},
         {"student.pool": "max", "distill.alpha": 0.5},
     ]
     assert found.seeds == (0, 1, 2)
-    assert found.folds == (-1,)
+    assert found.fold_numbers == (-1,)
     # alpha 0.5 is the base's own value, and what the reference leaves out.
     assert found.reference == {"student.pool": "avg", "distill.alpha": 0.5}
-    assert list(found.cells) == [
+    assert [found.label(cell) for cell in found.cells] == [
         "distill.alpha=0.1",
         "base",
         "student.pool=max,distill.alpha=0.1",
@@ -79,8 +79,8 @@ def test_a_cell_has_the_value_of_the_base_where_it_leaves_a_field_out():
         {"student.loss": "focal", "student.focal_gamma": 1},
         {"student.pool": "max"},
     )
-    found = plan(grid(axes={}, cells=cells, reference={}))
-    assert list(found.cells.values()) == [
+    found = check(grid(axes={}, cells=cells, reference={}))
+    assert list(found.cells) == [
         {
             "student.loss": "cross_entropy",
             "student.focal_gamma": 2.0,
@@ -101,8 +101,8 @@ def test_a_cell_has_the_value_of_the_base_where_it_leaves_a_field_out():
 
 
 def test_the_configuration_of_a_run_has_its_setting_seed_and_fold():
-    found = plan(grid(folds=4))
-    assert found.folds == (0, 1, 2, 3)
+    found = check(grid(folds=4))
+    assert found.fold_numbers == (0, 1, 2, 3)
     config = found.run_config(
         {"student.pool": "max", "distill.alpha": 0.1}, seed=7, fold=2
     )
@@ -112,9 +112,9 @@ def test_the_configuration_of_a_run_has_its_setting_seed_and_fold():
 
 
 @pytest.mark.parametrize("study", [grid(), grid(folds=3), tuning()])
-def test_a_plan_survives_its_json(study: Study):
-    found = plan(study)
-    again = Plan.from_json(json.loads(json.dumps(found.to_json())))
+def test_a_study_survives_its_json(study: Study):
+    found = check(study)
+    again = Study.from_json(json.loads(json.dumps(found.to_json())))
     assert again.to_json() == found.to_json()
     assert again.axes == found.axes
     assert again.base.evaluation.prevalences == found.base.evaluation.prevalences
@@ -167,7 +167,7 @@ BAD = [
 @pytest.mark.parametrize(("study", "reason"), BAD, ids=[reason for _, reason in BAD])
 def test_a_bad_study_is_refused_in_one_line(study: Study, reason: str):
     with pytest.raises(UserError) as refused:
-        plan(study)
+        check(study)
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -177,15 +177,15 @@ def test_the_command_line_cannot_change_an_axis():
     config = study.base.copy_and_resolve_references()
     config.student.pool = "max"
     with pytest.raises(UserError, match="config.student.pool: is an axis"):
-        make_plan(study, name="made_up", base=config)
+        check_study(study, name="made_up", base=config)
     config.student.pool = "avg"
     config.student.epochs = 5
-    assert make_plan(study, name="made_up", base=config).base.student.epochs == 5
+    assert check_study(study, name="made_up", base=config).base.student.epochs == 5
 
 
 def test_different_runs_have_different_folders():
     keys = [
-        key_of(cell, seed=seed, fold=fold)
+        run_key(cell, seed=seed, fold=fold)
         for cell in ("init=a/b", "init=a_b", "init=" + "x" * 300, "init=" + "x" * 299)
         for seed in (0, 1)
         for fold in (-1, 0, 1)
@@ -193,7 +193,7 @@ def test_different_runs_have_different_folders():
     assert len(set(keys)) == len(keys)
     assert all("/" not in key and len(key) <= 255 for key in keys)
     assert (
-        key_of("student.pool=max", seed=1, fold=2) == "student.pool=max,seed=1,fold=2"
+        run_key("student.pool=max", seed=1, fold=2) == "student.pool=max,seed=1,fold=2"
     )
 
 
@@ -232,28 +232,28 @@ def test_a_file_that_gives_no_study_is_refused(tmp_path, text: str, reason: str)
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_the_studies_of_this_house_are_sound(path: Path):
     study = load_study(path)
-    found = make_plan(study, name=path.stem, base=study.base)
+    found = check_study(study, name=path.stem, base=study.base)
     assert dataclasses.asdict(found)["name"] == path.stem
     assert (found.method == "tune") == (not found.cells)
 
 
 def test_the_proposals_ablation_has_every_setting_that_it_names():
     study = load_study(Path("configs/studies/proposal_ablation.py"))
-    found = make_plan(study, name="ablation", base=study.base)
+    found = check_study(study, name="ablation", base=study.base)
     losses = {
         (s["distill.enabled"], s["student.loss"], s["student.focal_gamma"])
-        for s in found.cells.values()
+        for s in found.cells
     }
     for distilled in (False, True):
         assert (distilled, "cross_entropy", 2.0) in losses
         assert {(distilled, "focal", gamma) for gamma in (1.0, 2.0, 4.0)} <= losses
     mixed = {
         (s["distill.temperature"], s["distill.alpha"])
-        for s in found.cells.values()
+        for s in found.cells
         if s["distill.enabled"] and s["student.loss"] == "cross_entropy"
     }
     assert mixed == {(t, a) for t in (1.0, 2.0) for a in (0.1, 0.5, 0.9)}
-    heads = {(s["distill.enabled"], s["student.pool"]) for s in found.cells.values()}
+    heads = {(s["distill.enabled"], s["student.pool"]) for s in found.cells}
     assert heads == {(d, p) for d in (False, True) for p in ("avg", "max")}
     assert not found.reference["distill.enabled"]
     assert len(found.cells) == 15

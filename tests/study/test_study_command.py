@@ -68,7 +68,7 @@ def test_a_killed_study_goes_on_within_the_run_and_ends(
     runs: tuple[Path, str, Finished],
 ):
     workdir, before, after = runs
-    trials = session.load_trials(workdir)
+    trials = session.load_runs(workdir)[1]
     assert [trial.state for trial in trials] == [
         *("complete", "complete", "failed", "complete")
     ]

@@ -58,7 +58,7 @@ def storage(request: pytest.FixtureRequest) -> str:
 
 
 def load(workdir: Path, storage: str):
-    return session.load_trials(workdir, storage="" if storage == "sqlite" else storage)
+    return session.load_runs(workdir, storage="" if storage == "sqlite" else storage)[1]
 
 
 def test_three_workers_do_every_run_of_a_grid_once(tmp_path: Path, storage: str):
@@ -119,4 +119,4 @@ def test_several_workers_tune_with_just_as_many_trials_as_asked_for(
     trials = load(tmp_path, storage)
     assert {trial.state for trial in trials} <= {"complete", "pruned"}
     assert len({trial.setting["distill.alpha"] for trial in trials}) == 12
-    assert worker_process.plan(tune=True).axes.keys() == trials[0].setting.keys()
+    assert worker_process.cheap_study(tune=True).axes.keys() == trials[0].setting.keys()

@@ -4,7 +4,7 @@ python -m tests.study.worker_process WORKDIR STORAGE SECONDS [tune] [hang] [else
 
 With "elsewhere" the worker takes itself for one on a machine of its own. A run appends
 a line "begin KEY" to WORKDIR/log.txt, takes SECONDS, and appends "end KEY"; with "hang"
-it never comes to its end. The study is `plan()`.
+it never comes to its end. The study is `cheap_study()`.
 """
 
 import os
@@ -16,14 +16,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import tiny
-from mela_jax.study import queue, session, worker
-from mela_jax.study.spec import Plan, Range, Study, make_plan
+from mela_jax.study import session, worker
+from mela_jax.study.spec import Range, Study, check_study
 
 # Seconds between two signs of life.
 HEARTBEAT = 4
 
 
-def plan(*, tune: bool = False) -> Plan:
+def cheap_study(*, tune: bool = False, trials: int = 0) -> Study:
     """Return a grid of 12 runs, or the tuning of a parabola."""
     base = tiny.get_config()
     base.baseline = False
@@ -34,6 +34,7 @@ def plan(*, tune: bool = False) -> Plan:
             axes={"distill.alpha": Range(0.0, 1.0), "student.pool": ("avg", "max")},
             seeds=(0,),
             pruner="median",
+            trials=trials,
         )
     else:
         study = Study(
@@ -45,7 +46,7 @@ def plan(*, tune: bool = False) -> Plan:
             reference={"student.loss": "cross_entropy"},
             seeds=(0, 1),
         )
-    return make_plan(study, name="cheap", base=base)
+    return check_study(study, name="cheap", base=base)
 
 
 def note(log: Path, text: str) -> None:
@@ -80,13 +81,12 @@ def make_job(log: Path, *, seconds: float, hang: bool = False):
 def main(arguments: list[str]) -> int:
     """Work until nothing is left."""
     if "elsewhere" in arguments:
-        queue.this_host = worker.this_host = lambda: f"machine-{os.getpid()}"
+        worker.this_host = lambda: f"machine-{os.getpid()}"
     workdir, storage, seconds = Path(arguments[0]), arguments[1], float(arguments[2])
     runs = session.run(
-        plan(tune="tune" in arguments),
+        cheap_study(tune="tune" in arguments, trials=12),
         workdir,
         storage="" if storage == "sqlite" else storage,
-        trials=12,
         heartbeat=HEARTBEAT,
         retry_failed=False,
         job=make_job(workdir / "log.txt", seconds=seconds, hang="hang" in arguments),

@@ -2,7 +2,6 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import optuna
 import sqlalchemy
@@ -20,39 +19,42 @@ _SECRET_OPTIONS = ("password", "sslpassword", "passwd")
 
 
 class Storage(optuna.storages.RDBStorage):
-    """Optuna's storage, whose sign of life outlives a short loss of the database."""
+    """Optuna's storage, whose heartbeat outlives a short loss of the database."""
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Record that the trial's worker lives; a failure is the next one's to mend."""
+        """Record that the trial's worker lives; a failure is left to the next beat."""
         try:
             super().record_heartbeat(trial_id)
         except FAULTS as error:
-            logging.warning("storage: no sign of life recorded (%s)", _line(error))
+            logging.warning("storage: heartbeat not recorded (%s)", _line(error))
 
 
-def parse_url(url: str, workdir: Path) -> URL:
-    """Return the storage's URL; the SQLite file of the workdir where `url` is empty.
+def locate(storage: str, workdir: Path) -> tuple[URL, str]:
+    """Return a storage's URL, and what may be shown and kept of it.
+
+    Where `storage` is empty, that is the SQLite file of the workdir, and nothing: the
+    workdir may be moved.
 
     Raises:
       UserError: when it is no URL.
     """
-    if not url:
-        return URL.create("sqlite", database=str(workdir.absolute() / "study.db"))
+    if not storage:
+        path = workdir.absolute() / "study.db"
+        return URL.create("sqlite", database=str(path)), ""
     try:
-        parsed = make_url(url)
+        url = make_url(storage)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         # Not repeated: there may be a password in it.
         raise UserError(
             "--storage: is no database URL; give one like"
             " postgresql+psycopg://user@host/database"
         ) from error
-    if parsed.drivername == "postgresql":
-        return parsed.set(drivername="postgresql+psycopg")
-    return parsed
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    return url, _without_password(url)
 
 
-def without_password(url: URL) -> str:
-    """Return a URL that may be shown and kept."""
+def _without_password(url: URL) -> str:
     # url.set(password=None) leaves it as it is.
     shown = URL.create(
         url.drivername, url.username, None, url.host, url.port, url.database, url.query
@@ -61,11 +63,7 @@ def without_password(url: URL) -> str:
 
 
 def open_storage(url: URL, *, heartbeat: int) -> Storage:
-    """Open a storage, making its tables where they are missing.
-
-    Args:
-      url: of the database.
-      heartbeat: seconds between two signs of life of a worker.
+    """Open a storage with a heartbeat in seconds, making tables that are missing.
 
     Raises:
       UserError: when it does not answer.
@@ -73,10 +71,7 @@ def open_storage(url: URL, *, heartbeat: int) -> Storage:
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     # Of each driver's own: seconds to wait for a lock, and for an answer.
-    waits: dict[str, dict[str, Any]] = {
-        "sqlite": {"timeout": 120},
-        "postgresql": {"connect_timeout": 15},
-    }
+    waits = {"sqlite": {"timeout": 120}, "postgresql": {"connect_timeout": 15}}
     try:
         return Storage(
             url=url.render_as_string(hide_password=False),
@@ -100,13 +95,13 @@ def no_answer(url: URL, error: Exception) -> str:
         if secret:
             reason = reason.replace(str(secret), "***")
     return (
-        f"--storage={without_password(url)}: does not answer ({reason}); check the"
+        f"--storage={_without_password(url)}: does not answer ({reason}); check the"
         " address, that the server runs and that its driver is installed"
     )
 
 
 def _line(error: BaseException) -> str:
-    """Return what went wrong, in one line; the driver's own words where there are."""
+    """Return what went wrong in one line, in the driver's own words if it has any."""
     inner = getattr(error, "orig", None) or error.__cause__
     if inner is not None:
         return _line(inner)

@@ -1,6 +1,7 @@
 """What has become of a run follows from its trials; failures stay where they belong."""
 
 import contextlib
+import datetime
 import json
 import os
 import signal
@@ -8,14 +9,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.samplers import GridSampler
 from optuna.trial import TrialState, create_trial
 
+from mela_jax.atomic import hold_lock
 from mela_jax.errors import Stopped, UserError
-from mela_jax.study import queue, session
-from mela_jax.study.samplers import make_sampler
-from mela_jax.study.spec import Plan
-from tests.study.worker_process import make_job, plan
+from mela_jax.study import attempts, session
+from mela_jax.study.worker import Worker
+from tests.study.worker_process import cheap_study, make_job
 
 
 def trial(state: TrialState, **attributes):
@@ -30,11 +30,11 @@ STOPPED = trial(TrialState.FAIL, given_up="stopped")
 FAILED = trial(TrialState.FAIL, error="no such file")
 COMPLETE = trial(TrialState.COMPLETE)
 PRUNED = create_trial(state=TrialState.PRUNED)
-PARDON = trial(TrialState.WAITING, forgives=True)
+RETRY = trial(TrialState.WAITING, retry=True)
 
 
 @pytest.mark.parametrize(
-    ("trials", "state", "counts"),
+    ("tried", "state", "counts"),
     [
         ([], "waiting", None),
         ([WAITING], "waiting", WAITING),
@@ -48,66 +48,44 @@ PARDON = trial(TrialState.WAITING, forgives=True)
         ([STOPPED] * 5, "waiting", None),
         ([DEAD, RUNNING], "running", RUNNING),
         ([DEAD, DEAD, COMPLETE], "complete", COMPLETE),
-        ([DEAD] * queue.MAX_DEATHS, "failed", DEAD),
-        # What was forgiven counts no more.
-        ([FAILED, PARDON], "waiting", PARDON),
-        ([*[DEAD] * queue.MAX_DEATHS, PARDON], "waiting", PARDON),
+        ([DEAD] * attempts.MAX_DEATHS, "failed", DEAD),
+        # What was before a retry counts no more.
+        ([FAILED, RETRY], "waiting", RETRY),
+        ([*[DEAD] * attempts.MAX_DEATHS, RETRY], "waiting", RETRY),
         # Two that did the same, where locks do not hold: one of them counts.
         ([DEAD, COMPLETE, COMPLETE], "complete", COMPLETE),
     ],
 )
-def test_what_has_become_of_a_run(trials, state: str, counts):
-    verdict = queue.judge(trials)
-    assert verdict.state == state
-    assert verdict.trial is counts
-    assert bool(verdict.error) == (state == "failed")
-    assert "\n" not in verdict.error
+def test_what_has_become_of_a_run(tried, state: str, counts):
+    found, error, attempt = attempts.outcome(tried)
+    assert found == state
+    assert attempt is counts
+    assert bool(error) == (state == "failed")
+    assert "\n" not in error
 
 
-def test_the_setting_of_a_dead_trial_is_known():
+def test_the_setting_of_a_dead_trial_is_known(tmp_path: Path):
     dead = create_trial(
         state=TrialState.FAIL,
-        params={"x": 0.25},
-        distributions={"x": optuna.distributions.FloatDistribution(0, 1)},
+        user_attrs={"run": 0},
+        params={"distill.alpha": 0.25},
+        distributions={"distill.alpha": optuna.distributions.FloatDistribution(0, 1)},
     )
-    assert queue.judge([dead, DEAD]).params == {"x": 0.25}
-
-
-def test_every_point_is_what_grid_sampler_makes_of_it():
-    """Through Optuna's own loop, on trials that bear the points' attributes."""
-    found: Plan = plan()
-    points = queue.grid_points(found)
-    assert len(points) == 12
-    sampler = make_sampler(found)
-    assert isinstance(sampler, GridSampler)
-    study = optuna.create_study(sampler=sampler)
-    seen = []
-    for attributes in points.values():
-        study.add_trial(
-            create_trial(state=TrialState.WAITING, system_attrs=dict(attributes))
-        )
-
-    def objective(trial: optuna.Trial) -> float:
-        names = ("cell", "seed", "fold")
-        space = queue.grid_space(found)
-        seen.append(
-            tuple(trial.suggest_categorical(name, space[name]) for name in names)
-        )
-        return 0.0
-
-    study.optimize(objective, n_trials=12)
-    assert seen == list(points)
-    assert sampler.is_exhausted(study)
+    stopped = trial(TrialState.FAIL, run=0, given_up="stopped")
+    ((run, attempt),) = attempts.list_runs(
+        cheap_study(tune=True), tmp_path, [dead, stopped]
+    )
+    assert run.setting == {"distill.alpha": 0.25}
+    assert attempt is None
 
 
 def work(workdir: Path, job, *, storage: str = "", **options):
     return session.run(
-        plan(tune=options.pop("tune", False)),
+        cheap_study(tune=options.get("tune", False), trials=options.get("trials", 4)),
         workdir,
         storage=storage,
-        trials=options.pop("trials", 4),
         heartbeat=30,
-        retry_failed=options.pop("retry_failed", False),
+        retry_failed=options.get("retry_failed", False),
         job=job,
     )
 
@@ -173,7 +151,7 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(
 def test_a_stopped_run_goes_on_later(tmp_path: Path, stop: BaseException):
     with pytest.raises(type(stop)):
         work(tmp_path, failing(tmp_path / "log.txt", stop))
-    trials = session.load_trials(tmp_path)
+    trials = session.load_runs(tmp_path)[1]
     assert {t.state for t in trials} == {"complete", "waiting"}
     done = work(tmp_path, make_job(tmp_path / "log.txt", seconds=0))
     assert {t.state for t in done} == {"complete"}
@@ -184,7 +162,7 @@ def test_a_folder_in_use_is_left_for_later(tmp_path: Path):
     """Its run is neither failed nor run beside the other process."""
     (tmp_path / "locks").mkdir()
     healthy = make_job(tmp_path / "log.txt", seconds=0)
-    busy = queue.hold_lock(tmp_path / "locks" / "0.lock")
+    busy = hold_lock(tmp_path / "locks" / "0.lock")
     busy.__enter__()
     released = False
 
@@ -197,7 +175,7 @@ def test_a_folder_in_use_is_left_for_later(tmp_path: Path):
         return value
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mela_jax.study.worker.time.sleep", lambda seconds: None)
+        patch.setattr(Worker, "pause", 0.0)
         trials = work(tmp_path, job)
     assert released
     assert {t.state for t in trials} == {"complete"}
@@ -254,3 +232,60 @@ def test_a_signal_that_falls_where_it_is_lost_still_ends_the_worker(
         work(tmp_path, job)
     # The run in which it fell has ended, and no other has begun.
     assert len(lines(tmp_path)) == 2
+
+
+def emptied(workdir: Path) -> optuna.Study:
+    """Return the study of a workdir with a new storage in place of its own."""
+    with pytest.raises(Stopped):
+        work(workdir, failing(workdir / "log.txt", Stopped("told to stop")))
+    (workdir / "study.db").unlink()
+    (workdir / "log.txt").write_text("")
+    return optuna.create_study(
+        study_name=json.loads((workdir / "study.json").read_text())["study_id"],
+        storage=f"sqlite:///{workdir / 'study.db'}",
+        direction="maximize",
+    )
+
+
+def test_an_unfinished_study_of_the_earlier_version_goes_on(tmp_path: Path):
+    """Its waiting trials name a point of a grid that only its own sampler knows."""
+    study = emptied(tmp_path)
+    study.add_trial(trial(TrialState.COMPLETE, run=0, host="here"))
+    study.add_trial(trial(TrialState.FAIL, run=1, host="here"))
+    for number in range(1, 12):
+        grid = {"grid_id": 11 - number, "search_space": {"cell": ["a"], "seed": [0]}}
+        study.add_trial(
+            create_trial(
+                state=TrialState.WAITING,
+                user_attrs={"run": number},
+                system_attrs=grid,
+            )
+        )
+    runs = work(tmp_path, make_job(tmp_path / "log.txt", seconds=0))
+    assert {run.state for run in runs} == {"complete"}
+    begun = [line.split()[1] for line in lines(tmp_path) if line.startswith("begin")]
+    assert sorted(begun) == sorted(run.workdir.name for run in runs[1:])
+    counted = [attempt for attempt in study.trials if attempt.value is not None][1:]
+    for attempt in counted:
+        assert attempt.params == runs[attempt.user_attrs["run"]].setting
+
+
+@pytest.mark.parametrize(("minutes", "state"), [(0, "running"), (5, "complete")])
+def test_a_worker_that_died_before_its_first_heartbeat_is_noticed(
+    tmp_path: Path, minutes: int, state: str
+):
+    study = emptied(tmp_path)
+    started = trial(TrialState.RUNNING, run=0)
+    assert started.datetime_start is not None
+    started.datetime_start -= datetime.timedelta(minutes=minutes)
+    study.add_trial(started)
+    healthy = make_job(tmp_path / "log.txt", seconds=0)
+
+    def give_up_waiting(worker: Worker) -> float:
+        raise Stopped("nothing else is left")
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Stopped):
+        patch.setattr(Worker, "pause", property(give_up_waiting))
+        work(tmp_path, healthy)
+    states = [run.state for run in session.load_runs(tmp_path)[1]]
+    assert states == [state, *["complete"] * 11]
