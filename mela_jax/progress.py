@@ -90,7 +90,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         self._bar.update(step - self._bar.n)
 
     def line(self, text: str) -> None:
-        """Say something in a line of its own; off a terminal, with speed and time left."""
+        """Say something in a line of its own; without a bar, with the time left."""
         if self._bar.disable:
             logging.info("%s%s", text, self._speed)
         else:
