@@ -6,6 +6,7 @@ returns the result from `get_config()`; the command line overrides single fields
 default.
 """
 
+import json
 import re
 import traceback
 from collections.abc import Callable
@@ -221,82 +222,84 @@ def _stage(model: str) -> ConfigDict:
     return s
 
 
+def _at_least(low: float) -> Callable[[float], bool]:
+    return lambda v: v >= low
+
+
+def _between(low: float, high: float) -> Callable[[float], bool]:
+    return lambda v: low < v < high
+
+
+def _is_share(v: float) -> bool:
+    return 0 <= v < 1
+
+
+# Fields -> what their values must fulfil, and that in words. NaN compares false with
+# everything, so it fails every range.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "eval_batch_size log_every_steps cpu_devices *.epochs *.batch_size"
+    " student.views_per_image student.qat_epochs": (_at_least(1), "1 or more"),
+    "profile_steps data.split_seed student.num_views *.hidden *.weight_decay"
+    " *.clip_norm *.warmup_epochs *.focal_gamma": (_at_least(0), "0 or more"),
+    "image_size": (_at_least(32), "32 or more pixels"),
+    "num_bootstrap": (_at_least(100), "100 or more"),
+    "data.phantom_lesions": (_at_least(20), "20 or more"),
+    "data.num_folds": (_at_least(3), "3 or more"),
+    "data.train_size": (lambda v: v == 0 or v >= 32, "0, or >= 32"),
+    "seed": (lambda v: 0 <= v < 2**31, "from 0 to 2**31 - 1"),
+    "target_sensitivity evaluation.guarantee_delta data.val_fraction"
+    " data.test_fraction": (_between(0, 1), "above 0 and below 1"),
+    "evaluation.prevalences": (
+        lambda v: all(isinstance(p, float) and 0 < p < 1 for p in v),
+        "numbers above 0 and below 1",
+    ),
+    "augment.brightness augment.contrast augment.saturation augment.hue *.dropout"
+    " *.ema_decay *.label_smoothing": (_is_share, "in [0, 1)"),
+    "augment.crop_min_area": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "*.init": (lambda v: v != "", "not empty"),
+    "*.learning_rate *.melanoma_weight distill.temperature": (
+        lambda v: v > 0,
+        "above 0",
+    ),
+    "*.focal_alpha": (
+        lambda v: v == -1 or 0 < v < 1,
+        "-1 (none), or above 0 and below 1",
+    ),
+    "distill.alpha": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+}
+
+
 def validate(config: ConfigDict) -> None:
     """Check every value.
 
     Raises:
       UserError: naming the first field out of range and what it may be.
     """
-    for pattern, choices in CHOICES.items():
-        for name in _expand(pattern):
-            _require(config, name, lambda v, c=choices: v in c, f"one of {choices}")
     # Here, for they import JAX: a mistyped command line is answered without it.
     from mela_jax.data.load import DATASETS
     from mela_jax.losses import LOSSES
     from mela_jax.models.zoo import MODELS
 
-    for pattern, table in (
-        ("data.name", DATASETS),
-        ("*.model", MODELS),
-        ("*.loss", LOSSES),
-    ):
-        for name in _expand(pattern):
-            _require(config, name, lambda v, t=table: v in t, f"one of {tuple(table)}")
-    for name in ("image_size", "eval_batch_size", "log_every_steps", "cpu_devices"):
-        _require(config, name, lambda v: v >= 1, "1 or more")
-    _require(config, "profile_steps", lambda v: v >= 0, "0 or more")
-    _require(config, "image_size", lambda v: v >= 32, "32 or more pixels")
-    _require(config, "num_bootstrap", lambda v: v >= 100, "100 or more")
-    _require(config, "target_sensitivity", _between(0, 1), "above 0 and below 1")
-    _require(config, "evaluation.guarantee_delta", _between(0, 1), "in (0, 1)")
-    _require(
-        config,
-        "evaluation.prevalences",
-        lambda v: all(isinstance(p, float) and 0 < p < 1 for p in v),
-        "numbers above 0 and below 1",
-    )
-    _require(config, "seed", lambda v: 0 <= v < 2**31, "from 0 to 2**31 - 1")
-    _require(config, "data.split_seed", lambda v: v >= 0, "0 or more")
-    _require(config, "data.train_size", lambda v: v == 0 or v >= 32, "0, or >= 32")
-    _require(config, "data.phantom_lesions", lambda v: v >= 20, "20 or more")
-    for name in ("data.val_fraction", "data.test_fraction"):
-        _require(config, name, _between(0, 1), "above 0 and below 1")
-    if config.data.val_fraction + config.data.test_fraction >= 1:
+    tables = {"data.name": DATASETS, "*.model": MODELS, "*.loss": LOSSES}
+    for pattern, choices in (CHOICES | tables).items():
+        _require(config, pattern, choices.__contains__, f"one of {tuple(choices)}")
+    for patterns, (is_valid, what) in _RANGES.items():
+        for pattern in patterns.split():
+            _require(config, pattern, is_valid, what)
+    data, student = config.data, config.student
+    if data.val_fraction + data.test_fraction >= 1:
         raise UserError(
             "config.data: val_fraction + test_fraction must leave something to train on"
         )
-    _require(config, "data.num_folds", lambda v: v >= 3, "3 or more")
-    folds = config.data.num_folds
+    folds = data.num_folds
     _require(config, "data.fold", lambda v: -1 <= v < folds, f"-1, or 0 to {folds - 1}")
-    if config.data.fold >= 0 and config.data.splits_file:
+    if data.fold >= 0 and data.splits_file:
         raise UserError("config.data: give either fold or splits_file, not both")
-    _require(config, "augment.crop_min_area", lambda v: 0 < v <= 1, "in (0, 1]")
-    for name in ("brightness", "contrast", "saturation", "hue"):
-        _require(config, f"augment.{name}", lambda v: 0 <= v < 1, "in [0, 1)")
     for stage in ("teacher", "student"):
-        _require(config, f"{stage}.init", lambda v: v != "", "not empty")
-        for field in ("hidden", "weight_decay", "clip_norm", "warmup_epochs"):
-            _require(config, f"{stage}.{field}", lambda v: v >= 0, "0 or more")
-        for field in ("epochs", "batch_size"):
-            _require(config, f"{stage}.{field}", lambda v: v >= 1, "1 or more")
-        for field in ("dropout", "ema_decay", "label_smoothing"):
-            _require(config, f"{stage}.{field}", lambda v: 0 <= v < 1, "in [0, 1)")
-        for field in ("learning_rate", "melanoma_weight"):
-            _require(config, f"{stage}.{field}", lambda v: v > 0, "above 0")
-        _require(config, f"{stage}.focal_gamma", lambda v: v >= 0, "0 or more")
-        _require(
-            config,
-            f"{stage}.focal_alpha",
-            lambda v: v == -1 or 0 < v < 1,
-            "-1 (none), or above 0 and below 1",
-        )
         _check_imbalance(config, stage)
-    _require(config, "student.num_views", lambda v: v >= 0, "0 or more")
-    _require(config, "student.views_per_image", lambda v: v >= 1, "1 or more")
-    _check_views(config.student)
-    _require(config, "student.qat_epochs", lambda v: v >= 1, "1 or more")
-    if config.student.qat:
-        epochs = config.student.epochs
+    _check_views(student)
+    if student.qat:
+        epochs = student.epochs
         _require(
             config, "student.qat_epochs", lambda v: v <= epochs, f"at most {epochs}"
         )
@@ -304,7 +307,7 @@ def validate(config: ConfigDict) -> None:
         _require(
             config,
             "student.model",
-            lambda v: v in rounded,
+            rounded.__contains__,
             f"one of {rounded} with config.student.qat=True",
         )
     _check_distillation(config)
@@ -352,10 +355,8 @@ def _check_views(student: ConfigDict) -> None:
 def _check_distillation(config: ConfigDict) -> None:
     """Check what is said of the teachers."""
     distill = config.distill
-    _require(config, "distill.alpha", lambda v: 0 <= v <= 1, "from 0 to 1")
-    _require(config, "distill.temperature", lambda v: v > 0, "above 0")
     for kind in distill.weights:
-        _require(config, f"distill.weights.{kind}", lambda v: v >= 0, "0 or more")
+        _require(config, f"distill.weights.{kind}", _at_least(0), "0 or more")
     num_teachers = 1 + len(distill.extra_teachers)
     given = tuple(distill.teacher_weights)
     if given and not (
@@ -404,7 +405,7 @@ def unknown_field(error: AttributeError | KeyError) -> str:
     # KeyError's repr within the message: 'name', and perhaps: Did you mean "other".
     field, *meant = re.findall(r"""["']([\w.-]+)\\?["']""", str(error)) or [str(error)]
     hint = f" (did you mean {meant[0]!r}?)" if meant else ""
-    names = ", ".join(_field_names())
+    names = ", ".join(flatten(default().to_dict()))
     return f"--config: no field {field!r}{hint}; the fields are: {names}"
 
 
@@ -455,6 +456,15 @@ def mistake_in_file(
     return None
 
 
+def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration as it was recorded, flat, with what it does not know yet.
+
+    A field that is newer than the record is there with its default: whoever leaves it
+    at that has not changed anything.
+    """
+    return flatten(json.loads(default().to_json())) | flatten(recorded)
+
+
 def list_fields() -> str:
     """Return every field with its default, one a line, for --help."""
     fields = flatten(default().to_dict())
@@ -463,29 +473,19 @@ def list_fields() -> str:
     return "\n".join([about, *lines])
 
 
-def _field_names() -> list[str]:
-    return list(flatten(default().to_dict()))
-
-
 def expand_user(path: str) -> Path:
     """Return `path` with ~ replaced and made absolute."""
     return Path(path).expanduser().absolute()
 
 
-def _between(low: float, high: float) -> Callable[[float], bool]:
-    return lambda v: low < v < high
-
-
-def _expand(pattern: str) -> list[str]:
-    if pattern.startswith("*."):
-        return [f"{stage}.{pattern[2:]}" for stage in ("teacher", "student")]
-    return [pattern]
-
-
-def _require(config: ConfigDict, name: str, is_valid: Any, what: str) -> None:
-    value: Any = config
-    for part in name.split("."):
-        value = value[part]
-    # NaN compares false with everything, so it fails every range.
-    if not is_valid(value):
-        raise UserError(f"config.{name}={value!r} is not valid: it must be {what}")
+def _require(
+    config: ConfigDict, pattern: str, is_valid: Callable[[Any], bool], what: str
+) -> None:
+    """Check one field, or with "*." that of teacher and student."""
+    for stage in ("teacher", "student") if pattern.startswith("*.") else ("",):
+        name = f"{stage}{pattern.removeprefix('*')}"
+        value: Any = config
+        for part in name.split("."):
+            value = value[part]
+        if not is_valid(value):
+            raise UserError(f"config.{name}={value!r} is not valid: it must be {what}")

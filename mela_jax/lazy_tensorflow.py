@@ -8,7 +8,6 @@ import contextlib
 import os
 import re
 import tempfile
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,9 +17,7 @@ _NOTICE = re.compile(
     rb"|[IWE]\d{4} .*\b(port|cud\w+|computation_placer)\.cc:\d+\]"
 )
 
-_lock = threading.Lock()
 _tensorflow: Any = None
-_importing: threading.Thread | None = None
 
 
 def import_tensorflow() -> Any:
@@ -30,15 +27,14 @@ def import_tensorflow() -> Any:
       The module.
     """
     global _tensorflow
-    with _lock:
-        if _tensorflow is None:
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-            with _without_notices():
-                import tensorflow
+    if _tensorflow is None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        with _without_notices():
+            import tensorflow
 
-                tensorflow.config.set_visible_devices([], "GPU")
-            _tensorflow = tensorflow
-        return _tensorflow
+            tensorflow.config.set_visible_devices([], "GPU")
+        _tensorflow = tensorflow
+    return _tensorflow
 
 
 def import_clu() -> tuple[Any, Any]:
@@ -51,22 +47,6 @@ def import_clu() -> tuple[Any, Any]:
     from clu import metric_writers, periodic_actions
 
     return metric_writers, periodic_actions
-
-
-def start_import() -> None:
-    """Import all that in a thread, beside what comes before the first step.
-
-    Call it once it is known that something will be trained. Whoever needs the modules
-    waits for the thread, except for those who ask `is_importing`.
-    """
-    global _importing
-    _importing = threading.Thread(target=import_clu, name="import of TensorFlow")
-    _importing.start()
-
-
-def is_importing() -> bool:
-    """Say whether the thread of `start_import` is still at it."""
-    return _importing is not None and _importing.is_alive()
 
 
 @contextlib.contextmanager

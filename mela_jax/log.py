@@ -1,10 +1,28 @@
 """What a program says on stderr while it runs."""
 
+import logging as python_logging
+
 from absl import logging
 
 
 def set_up_logging() -> None:
-    """Log from INFO on, except Orbax, which names every file it touches."""
+    """Say the time and the message, from INFO on; of other packages, warnings alone."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(lambda line: "orbax" not in line.pathname)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(
+        lambda line: (
+            line.levelno >= python_logging.WARNING or "mela_jax" in line.pathname
+        )
+    )
+
+
+class _Formatter(python_logging.Formatter):
+    """Names the level of what is more than a note."""
+
+    def formatMessage(self, record: python_logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        if record.levelno < python_logging.WARNING:
+            return line
+        return line.replace(record.message, f"{record.levelname}: {record.message}", 1)

@@ -22,7 +22,9 @@ _DISTRIBUTED = flags.DEFINE_bool(
 def main(argv: list[str]) -> int:
     """Run the job and return its exit status: 0 done, 2 refused, 143 told to stop."""
     if {"-h", "--help"} & set(argv[1:]):
-        print(f"{__doc__}\n{flags.FLAGS.main_module_help()}\n\n{list_fields()}")
+        # Run as a program, a module registers its flags under the program's name.
+        name = sys.argv[0] if __name__ == "__main__" else __name__
+        print(f"{__doc__}\n{flags.FLAGS.module_help(name)}\n\n{list_fields()}")
         return 0
     try:
         config, workdir = _parse(argv)
@@ -76,8 +78,13 @@ def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     return config, Path(_WORKDIR.value).expanduser()
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """Run the command line of this process and return its exit status."""
     from mela_jax.memory import use_huge_pages
 
     use_huge_pages()
-    sys.exit(main(sys.argv))
+    return main(sys.argv)
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,16 +16,15 @@ from tqdm import tqdm
 
 from mela_jax import lazy_tensorflow, parallel
 
-# Seconds between two lines of speed and time left, where there is no bar.
+# Seconds between two looks at speed and time left.
 _REPORT_SECONDS = 60.0
 # Steps before a profile, in which things compile.
 _WARM_UP_STEPS = 3
-# Asked early: while TensorFlow is imported, stderr is a file.
 _ON_TERMINAL = sys.stderr.isatty()
 
 
 class Progress(contextlib.AbstractContextManager["Progress"]):
-    """A bar where the log is a terminal, few lines elsewhere, and event files.
+    """A bar where the log is a terminal, a line an epoch elsewhere, and event files.
 
     Of several processes, the main one alone writes. What writes, clu on TensorFlow, is
     imported when there is first something to write: see `mela_jax.lazy_tensorflow`.
@@ -54,6 +54,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         self._profile_steps = profile_steps
         self._writes = parallel.is_main_process()
         self._texts: dict[str, str] = {}
+        self._speed = ""
         self._bar = tqdm(
             desc=name,
             initial=first_step,
@@ -89,9 +90,9 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         self._bar.update(step - self._bar.n)
 
     def line(self, text: str) -> None:
-        """Say something in a line of its own."""
+        """Say something in a line of its own; without a bar, with the time left."""
         if self._bar.disable:
-            logging.info(text)
+            logging.info("%s%s", text, self._speed)
         else:
             self._bar.write(text, file=sys.stderr)
 
@@ -114,7 +115,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
 
     @functools.cached_property
     def _report(self) -> Any:
-        """Report speed and time left, as a note."""
+        """Write speed and time left down, and have them in the next line."""
         _, periodic_actions = lazy_tensorflow.import_clu()
         # On its own, a note is logged as "Setting work unit notes: ...".
         setattr(clu_platform.work_unit(), "set_notes", self._note)  # noqa: B010
@@ -136,5 +137,5 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         )
 
     def _note(self, text: str) -> None:
-        if self._bar.disable:
-            logging.info("%s: %s", self._name, text)
+        # Of "5.2 steps/s, 50.0% (4/8), ETA: 1m" the epoch's line says the middle.
+        self._speed = "  " + re.sub(r", [\d.]+% \([^)]*\)", "", text)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from mela_jax import parallel
 from mela_jax.atomic import hold_lock, write_atomically
-from mela_jax.config import differences
+from mela_jax.config import differences, with_defaults
 from mela_jax.data.records import Record
 from mela_jax.errors import UserError
 
@@ -85,6 +85,7 @@ def claim(workdir: Path, config: ConfigDict, records: Sequence[Record]) -> None:
         try:
             found = json.loads(path.read_text())
             old = {key: found[key] for key in wanted}
+            old["config"] = with_defaults(old["config"])
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{path}: is damaged ({error}); choose another --workdir"

@@ -8,7 +8,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from mela_jax import checkpoint, lazy_tensorflow, parallel, steps
+from mela_jax import checkpoint, parallel, steps
 from mela_jax.config import expand_user
 from mela_jax.data.records import Record
 from mela_jax.data.views import AugmentSettings, Views
@@ -129,13 +129,6 @@ def obtain_all(
         if stage.given
     }
     _check(planned, config, workdir, images, found)
-    finished = [
-        checkpoint.read_description(workdir / stage.name) is not None
-        for stage in planned
-        if not stage.given
-    ]
-    if not all(finished):
-        lazy_tensorflow.start_import()
     for stage in planned:
         if stage.name not in found:
             found[stage.name] = _obtain(

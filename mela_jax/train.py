@@ -277,7 +277,7 @@ def fit(
                 history.append({"epoch": epoch, "step": step, **_mean(done), **found})
                 done = []
                 progress.scalars(step, found)
-                progress.line(_describe(name, history[-1], schedule.epochs))
+                progress.line(_describe(name, history[-1], schedule))
             if ends_epoch or stop:
                 checkpoints.save(
                     step,
@@ -375,10 +375,11 @@ def _selection(row: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _describe(name: str, row: dict[str, float], epochs: int) -> str:
-    shown = {k: v for k, v in row.items() if k not in ("epoch", "step")}
-    numbers = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
-    return f"{name}: epoch {row['epoch']:.0f}/{epochs}  {numbers}"
+def _describe(name: str, row: dict[str, float], schedule: Schedule) -> str:
+    """Return the line of an epoch; the event files have all that was measured."""
+    shown = ("train/loss", "val/loss", f"val/{schedule.select_by}")
+    numbers = "  ".join(f"{key} {row[key]:.4f}" for key in shown)
+    return f"{name}: epoch {row['epoch']:.0f}/{schedule.epochs}  {numbers}"
 
 
 @contextlib.contextmanager

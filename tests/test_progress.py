@@ -2,6 +2,7 @@
 
 import io
 import logging as python_logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,13 +89,10 @@ def test_parameters_are_counted_in_the_log_and_listed_for_tensorboard(
 
 def test_off_a_terminal_an_epoch_is_one_line(tmp_path: Path, lines: list[str]):
     train(tmp_path)
-    (speed,) = (line for line in lines if "steps/s" in line)
-    assert [line for line in lines if line != speed] == [
-        "student: 16 parameters",
-        "student: epoch 1/2",
-        "student: epoch 2/2",
-    ]
-    assert speed.startswith("student: ") and "100.0% (8/8), ETA: " in speed
+    count, first, second = lines
+    assert (count, first) == ("student: 16 parameters", "student: epoch 1/2")
+    # Measured at the end at the latest.
+    assert re.fullmatch(r"student: epoch 2/2  [\d.]+ steps/s, ETA: \S+", second)
 
 
 def test_on_a_terminal_there_is_a_bar_and_no_log(
@@ -132,7 +130,6 @@ def test_a_profile_is_taken_of_the_steps_asked_for(tmp_path: Path, lines: list[s
 
 
 def test_telling_begins_without_tensorflow(tmp_path: Path):
-    """It is imported beside the compilation of the first step, if at all."""
     code = (
         "import sys\n"
         "from pathlib import Path\n"

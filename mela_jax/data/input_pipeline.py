@@ -302,7 +302,7 @@ def stream(
     """Yield the batches of `start` to `stop - 1` in order, fetched ahead by tf.data.
 
     Two threads fetch and one batch waits. Ending or closing the iterator ends the
-    threads. While TensorFlow is being imported in a thread, batches are fetched here.
+    threads.
 
     Args:
       fetch: a pure function; two threads call it at a time.
@@ -316,10 +316,6 @@ def stream(
     Raises:
       Exception: what `fetch` raised, when its batch is next.
     """
-    # The first step compiles meanwhile, if it is given a batch.
-    while start < stop and lazy_tensorflow.is_importing():
-        yield fetch(start)
-        start += 1
     tf = lazy_tensorflow.import_tensorflow()
     # TensorFlow never lets go of a function that it may call. All that it keeps of this
     # one is emptied in the end.

@@ -12,12 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from mela_jax import lazy_tensorflow, parallel
-from mela_jax.data.input_pipeline import make_train_batches, stream
+from mela_jax import parallel
+from mela_jax.data.input_pipeline import stream
 from mela_jax.data.views import aligned_empty
 from mela_jax.errors import UserError
 from tests.job import REPOSITORY
-from tests.views import IMAGES, LABELS, OPTIONS, ROWS
 
 DTYPES = {"step": np.int64}
 
@@ -148,29 +147,14 @@ def test_aligned_buffers_are_passed_on_uncopied_to_the_devices():
             assert (np.asarray(shard.data) == step).all()
 
 
-def test_while_tensorflow_is_imported_batches_are_the_same(monkeypatch):
-    """The first three come from this thread, the rest from tf.data."""
-    answers = iter([True, True, True, False])
-    options = OPTIONS | {"start_step": 2, "num_steps": 10}
-    expected = list(make_train_batches(IMAGES, LABELS, ROWS, **options))
-    monkeypatch.setattr(lazy_tensorflow, "is_importing", lambda: next(answers))
-    found = list(make_train_batches(IMAGES, LABELS, ROWS, **options))
-    assert next(answers, None) is None and len(found) == 8
-    for batch, other in zip(found, expected, strict=True):
-        for key in other:
-            np.testing.assert_array_equal(batch[key], other[key], strict=True)
-
-
 def test_nothing_is_made_of_no_steps():
     assert list(stream(one, dtypes=DTYPES, start=4, stop=4)) == []
 
 
 def test_tensorflow_is_imported_in_silence_and_other_words_are_kept():
     code = (
-        "import os, sys, threading\n"
+        "import sys\n"
         "from mela_jax import lazy_tensorflow\n"
-        "lazy_tensorflow.start_import()\n"
-        "assert lazy_tensorflow.is_importing()\n"
         "print('first', file=sys.stderr)\n"
         "tf = lazy_tensorflow.import_tensorflow()\n"
         "print('second', file=sys.stderr)\n"
