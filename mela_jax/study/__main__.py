@@ -47,8 +47,10 @@ _HEARTBEAT = flags.DEFINE_integer(
 def main(argv: list[str]) -> int:
     """Run and return the exit status: 0 done, 1 some failed, 2 refused, 143 stopped."""
     if {"-h", "--help"} & set(argv[1:]):
+        # Run as a program, a module registers its flags under the program's name.
+        name = sys.argv[0] if __name__ == "__main__" else __name__
         print(
-            f"{__doc__}\n{flags.FLAGS.main_module_help()}\n\n"
+            f"{__doc__}\n{flags.FLAGS.module_help(name)}\n\n"
             "  --config.FIELD=VALUE\n    Changes a field of the study's base"
             " configuration; see python -m mela_jax.main --help."
         )
@@ -132,8 +134,13 @@ def _summary(runs: list["Run"], workdir: Path) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """Run the command line of this process and return its exit status."""
     from mela_jax.memory import use_huge_pages
 
     use_huge_pages()
-    sys.exit(main(sys.argv))
+    return main(sys.argv)
+
+
+if __name__ == "__main__":
+    sys.exit(command())
