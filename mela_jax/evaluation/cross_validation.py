@@ -21,7 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mela_jax.errors import UserError
-from mela_jax.evaluation.bootstrap import curve_figures, resample_lesions
+from mela_jax.evaluation.bootstrap import (
+    concatenate,
+    curve_figures,
+    resample_lesions,
+)
 from mela_jax.evaluation.intervals import FloatArray, IntArray
 from mela_jax.evaluation.measure import Settings, refuse_shared
 from mela_jax.evaluation.operating_point import (
@@ -29,13 +33,15 @@ from mela_jax.evaluation.operating_point import (
     choose_threshold,
     confusion,
     guarantee_threshold,
+    lowest_of_each,
+    misses_allowed,
     misses_guaranteed,
 )
+from mela_jax.evaluation.rates import RATES
 from mela_jax.evaluation.scores import Predictions, pool, require_both_classes
 
 SOURCES = ("own", "pooled")
 AREAS = ("roc_auc", "pr_auc")
-RATES = ("sensitivity", "specificity", "ppv", "npv")
 FIGURES = (*AREAS, *RATES)
 
 
@@ -181,19 +187,13 @@ def _threshold(val: Predictions, settings: Settings) -> float:
     """Choose the threshold by the policy of the settings."""
     if settings.policy == "empirical":
         return choose_threshold(val.label, val.score, target=settings.target)
-    found = guarantee_threshold(
+    return guarantee_threshold(
         val.label,
         val.score,
         val.lesion_id,
         target=settings.target,
         delta=settings.delta,
-    )
-    if found.threshold is None:
-        raise UserError(
-            f"validation has {found.units} melanoma lesions, too few for a guarantee; "
-            f"{found.units_needed} are needed"
-        )
-    return found.threshold
+    ).required_threshold()
 
 
 def _resample_fold(
@@ -213,12 +213,12 @@ def _resample_fold(
         tp = flagged @ test.label
         given = np.isfinite(thresholds)
         return {
-            "roc_auc": curves.roc_auc,
-            "pr_auc": curves.pr_auc,
+            "roc_auc": curves["roc_auc"],
+            "pr_auc": curves["pr_auc"],
             "tp": np.where(given, tp, np.nan),
             "fp": np.where(given, flagged.sum(axis=1) - tp, np.nan),
             "positives": positives.astype(np.float64),
-            "negatives": (weight.sum(axis=1) - positives).astype(np.float64),
+            "negatives": curves["images"] - positives,
         }
 
     observed = counts(
@@ -228,9 +228,7 @@ def _resample_fold(
     for weight in _weights(test, settings):
         rows.append(counts(weight, at[start : start + len(weight)]))
         start += len(weight)
-    return observed, {
-        name: np.concatenate([row[name] for row in rows]) for name in observed
-    }
+    return observed, concatenate(rows)
 
 
 def _weights(scores: Predictions, settings: Settings) -> Iterator[IntArray]:
@@ -258,9 +256,8 @@ def _resampled_thresholds(
         if settings.policy == "guaranteed":
             # A lesion is one unit, by its lowest score.
             names = np.asarray(scores.lesion_id)[held]
-            order = np.lexsort((unit_scores, names))
-            first = np.unique(names[order], return_index=True)[1]
-            weights, unit_scores = weights[:, order[first]], unit_scores[order[first]]
+            units = lowest_of_each(names, unit_scores)
+            weights, unit_scores = weights[:, units], unit_scores[units]
         drawn.append(weights)
         lowest.append(unit_scores)
     unit_scores = np.concatenate(lowest)
@@ -280,8 +277,7 @@ def _misses(total: int, settings: Settings) -> int:
         return -1
     if settings.policy == "guaranteed":
         return misses_guaranteed(total, target=settings.target, delta=settings.delta)[0]
-    reachable = np.arange(1, total + 1) / total
-    return total - 1 - int(np.searchsorted(reachable, settings.target, side="left"))
+    return misses_allowed(total, target=settings.target)
 
 
 def _figures(parts: Sequence[dict[str, FloatArray]]) -> dict[str, FloatArray]:

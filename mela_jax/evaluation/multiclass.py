@@ -4,8 +4,6 @@ The decision is the class with the highest score. It has no threshold, so it pro
 nothing of melanoma; the operating point does that.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,28 +16,13 @@ from mela_jax.evaluation.intervals import (
     Interval,
     auc_interval,
     macro_auc_interval,
-    wilson,
 )
-from mela_jax.evaluation.rates import Rates
+from mela_jax.evaluation.rates import RATES, Rates
 from mela_jax.evaluation.scores import Predictions
 from mela_jax.evaluation.subgroups import FEW
 
-RATES = ("sensitivity", "specificity", "ppv")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Rates of the highest-score decision, by their number in `Rates`.
-
-    Attributes:
-        classes: what was scored.
-        accuracy: share of images whose class is right.
-        of_class: for each class the rates of `RATES`, it against the rest.
-    """
-
-    classes: ClassScores
-    accuracy: int
-    of_class: Sequence[dict[str, int]]
+# Of each class against the rest.
+CLASS_RATES = RATES[:3]
 
 
 def class_selection_metrics(
@@ -80,27 +63,21 @@ def class_selection_metrics(
     }
 
 
-def ask_classes(classes: ClassScores, rates: Rates) -> Asked:
-    """Ask for the rates of every class, before the bootstrap."""
+def ask_classes(classes: ClassScores, rates: Rates) -> None:
+    """Ask for accuracy and the rates of every class against the rest."""
     truth, decision = classes.truth, classes.decision
-    return Asked(
-        classes,
-        rates.ask(decision == truth, among=np.ones(truth.size, dtype=bool)),
-        [
-            {
-                "sensitivity": rates.ask(decision == k, among=truth == k),
-                "specificity": rates.ask(decision != k, among=truth != k),
-                "ppv": rates.ask(truth == k, among=decision == k),
-            }
-            for k in range(len(classes.names))
-        ],
-    )
+    rates.ask("accuracy", decision == truth, among=np.ones(truth.size, dtype=bool))
+    for k in range(len(classes.names)):
+        rates.ask_decision(f"class {k}", decision == k, truth == k, rates=CLASS_RATES)
 
 
-def class_figures(
-    split: Predictions, asked: Asked, rates: Rates, drawn: Resampled
-) -> dict[str, Any]:
-    """Return the figures of all classes.
+def class_figures(split: Predictions, rates: Rates, drawn: Resampled) -> dict[str, Any]:
+    """Return the figures of all classes of a split that scores them.
+
+    Args:
+        split: the test set.
+        rates: that `ask_classes` asked.
+        drawn: the bootstrap.
 
     Returns:
         "classes": names, in the order of the file; "melanoma": the one that is;
@@ -117,16 +94,15 @@ def class_figures(
         is absent), "roc_auc_by_lesion" (Obuchowski), "sensitivity", "specificity" and
         "ppv" with Wilson's intervals by image, and the same under "by_lesion".
     """
-    classes = asked.classes
+    classes = split.classes
+    assert classes is not None, "only where every class is scored"
     truth, decision, k = classes.truth, classes.decision, len(classes.names)
     # Ties, -1, go into the last column.
     column = np.where(decision == TIED, k, decision)
     counts = np.bincount(truth * (k + 1) + column, minlength=k * (k + 1))
     lesions = np.asarray(split.lesion_id)
     per_class = []
-    for i, (name, numbers) in enumerate(
-        zip(classes.names, asked.of_class, strict=True)
-    ):
+    for i, name in enumerate(classes.names):
         held = truth == i
         label, score = held.astype(np.int64), classes.score[:, i]
         per_class.append(
@@ -139,10 +115,8 @@ def class_figures(
                 "roc_auc_by_lesion": auc_interval(label, score, split.lesion_id)
                 if held.any()
                 else None,
-                **{rate: wilson(*rates.count(numbers[rate])) for rate in RATES},
-                "by_lesion": {
-                    rate: rates.interval(numbers[rate], drawn) for rate in RATES
-                },
+                **rates.by_image(f"class {i}", CLASS_RATES),
+                "by_lesion": rates.by_lesion(f"class {i}", drawn, CLASS_RATES),
             }
         )
     return {
@@ -151,15 +125,17 @@ def class_figures(
         "absent": [row["name"] for row in per_class if not row["n"]],
         "not_summing_to_1": classes.not_summing_to_1,
         "tied": int((decision == TIED).sum()),
-        "accuracy": rates.interval(asked.accuracy, drawn),
-        "balanced_accuracy": balanced_accuracy(asked, rates, drawn),
+        "accuracy": rates.interval("accuracy", drawn),
+        "balanced_accuracy": balanced_accuracy(np.unique(truth), rates, drawn),
         "macro_roc_auc": macro_auc_interval(truth, classes.score, split.lesion_id),
         "confusion": counts.reshape(k, k + 1).tolist(),
         "per_class": per_class,
     }
 
 
-def balanced_accuracy(asked: Asked, rates: Rates, drawn: Resampled) -> dict[str, Any]:
+def balanced_accuracy(
+    present: npt.NDArray[np.int64], rates: Rates, drawn: Resampled
+) -> dict[str, Any]:
     """Return the mean sensitivity of the classes, the measure of ISIC 2018 and 2019.
 
     Classes without an image have none and are left out, as in scikit-learn.
@@ -170,13 +146,17 @@ def balanced_accuracy(asked: Asked, rates: Rates, drawn: Resampled) -> dict[str,
     half width = sqrt(sum of squared half widths) / K (Zou and Donner 2008,
     doi:10.1002/sim.3095).
 
+    Args:
+        present: indices of the classes of which there is an image.
+        rates: that `ask_classes` asked.
+        drawn: the bootstrap.
+
     Returns:
         "value", "low", "high"; "method": "bootstrap" or "square and add"; "replicates":
         those used, 0 without.
     """
-    present = np.unique(asked.classes.truth)
-    numbers = [asked.of_class[k]["sensitivity"] for k in present]
-    found: list[Interval] = [rates.interval(number, drawn) for number in numbers]
+    names = [f"class {k} sensitivity" for k in present]
+    found: list[Interval] = [rates.interval(name, drawn) for name in names]
     values = np.asarray([each["value"] for each in found], dtype=np.float64)
     value = float(values.mean())
     if np.isin(values, (0, 1)).any():
@@ -191,7 +171,7 @@ def balanced_accuracy(asked: Asked, rates: Rates, drawn: Resampled) -> dict[str,
             "method": "square and add",
             "replicates": 0,
         }
-    replicates = np.mean([rates.replicates(n, drawn) for n in numbers], axis=0)
+    replicates = np.mean([rates.replicates(name, drawn) for name in names], axis=0)
     return {
         **percentile_interval(value, replicates),
         "method": "bootstrap",

@@ -2,15 +2,19 @@
 
 An image is flagged when its score is at or above the threshold. Two policies choose
 it: `choose_threshold` reaches the target on validation, `guarantee_threshold` reaches
-it with confidence for new patients of the same kind.
+it with confidence for new patients of the same kind. Either may miss some number of
+the melanomas of validation, those with the lowest scores; the threshold is the score of
+the next one.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import confusion_matrix
 
 from mela_jax.errors import UserError
 from mela_jax.evaluation.intervals import clopper_pearson_lower
@@ -47,8 +51,7 @@ def choose_threshold(
     """Return the highest observed score that still reaches the target sensitivity.
 
     Sensitivity is a step function that falls only just above a melanoma's score, so
-    the answer is the k-th highest score among the melanomas, k being the smallest
-    count with k / positives >= target. Tied images are flagged together.
+    the answer is the score of a melanoma. Tied images are flagged together.
 
     Args:
         labels: [N] of 0 and 1, from validation: never choose on the test set.
@@ -63,18 +66,19 @@ def choose_threshold(
         UserError: the target is outside (0, 1], there is no melanoma, or the labels or
             scores are unfit (see `check_binary`).
     """
-    _check_target(target)
-    label, score = check_binary(labels, scores)
-    positive_scores = np.sort(score[label == 1])[::-1]
-    num_positives = positive_scores.size
-    if num_positives == 0:
+    if not 0.0 < target <= 1.0:
         raise UserError(
-            f"none of the {label.size} validation images is a melanoma, so no "
-            "threshold can be chosen; use a validation split with melanomas in it"
+            f"target sensitivity {target} is not in (0, 1]; 0.95 means 95 %"
         )
+    score = _melanoma_scores(labels, scores)[1]
+    return float(np.sort(score)[misses_allowed(score.size, target=target)])
+
+
+def misses_allowed(melanomas: int, *, target: float) -> int:
+    """Return how many of the melanomas, >= 1, a sensitivity in (0, 1] lets go."""
     # k / n is compared instead of k with target * n: 0.07 * 100 exceeds 7 in binary.
-    reachable = np.arange(1, num_positives + 1) / num_positives
-    return float(positive_scores[np.searchsorted(reachable, target, side="left")])
+    reachable = np.arange(1, melanomas + 1) / melanomas
+    return melanomas - 1 - int(np.searchsorted(reachable, target, side="left"))
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,8 @@ class Guarantee:
         target: wanted sensitivity.
         delta: probability with which the promise may be broken.
         units: melanoma lesions of validation that were counted.
-        allowed_misses: how many of them the threshold may miss; -1 where even none is
-            too many, which is to say that there are too few lesions.
+        allowed_misses: how many of them the threshold may miss; -1 where there are too
+            few lesions to allow even none.
         threshold: the largest threshold whose lower bound reaches the target; None
             where there is none.
         lower_bound: one-sided Clopper-Pearson bound on sensitivity at that threshold;
@@ -104,6 +108,23 @@ class Guarantee:
     lower_bound: float | None
     most: float
     units_needed: int
+
+    def required_threshold(self) -> float:
+        """Return the threshold.
+
+        Raises:
+            UserError: validation has too few melanoma lesions for one.
+        """
+        if self.threshold is not None:
+            return self.threshold
+        raise UserError(
+            f"validation has {self.units} melanoma lesions, too few to guarantee "
+            f"{100 * self.target:g} % sensitivity at {100 * (1 - self.delta):g} % "
+            f"confidence: {self.units_needed} are needed, "
+            f"{self.units_needed - self.units} more; what these could guarantee is "
+            f"{100 * self.most:.1f} %. Add melanomas, lower the target, or take the "
+            "empirical policy"
+        )
 
 
 def guarantee_threshold(
@@ -139,20 +160,10 @@ def guarantee_threshold(
         UserError: target or delta is out of range, there is no melanoma, or labels or
             scores are unfit.
     """
-    _check_target(target)
     needed = lesions_needed(target=target, delta=delta)
-    label, score = check_binary(labels, scores)
-    names = np.arange(label.size) if lesion_ids is None else np.asarray(lesion_ids)
-    held = label == 1
-    if not held.any():
-        raise UserError(
-            f"none of the {label.size} validation images is a melanoma, so no "
-            "threshold can be guaranteed; use a validation split with melanomas in it"
-        )
-    lesions, of_image = np.unique(names[held], return_inverse=True)
-    lowest = np.full(lesions.size, np.inf)
-    np.minimum.at(lowest, of_image, score[held])
-    lowest.sort()
+    held, score = _melanoma_scores(labels, scores)
+    names = held if lesion_ids is None else np.asarray(lesion_ids)[held]
+    lowest = np.sort(score[lowest_of_each(names, score)])
     units = int(lowest.size)
     misses, bound = misses_guaranteed(units, target=target, delta=delta)
     return Guarantee(
@@ -165,6 +176,14 @@ def guarantee_threshold(
         most=float(delta ** (1 / units)),
         units_needed=needed,
     )
+
+
+def lowest_of_each(
+    lesions: npt.NDArray[Any], score: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """Return the index of the lowest score of each lesion, lesions in order [L]."""
+    order = np.lexsort((score, lesions))
+    return order[np.unique(lesions[order], return_index=True)[1]]
 
 
 def misses_guaranteed(
@@ -208,13 +227,6 @@ def lesions_needed(*, target: float, delta: float) -> int:
     return needed
 
 
-def _check_target(target: float) -> None:
-    if not 0.0 < target <= 1.0:
-        raise UserError(
-            f"target sensitivity {target} is not in (0, 1]; 0.95 means 95 %"
-        )
-
-
 def confusion(
     labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: float
 ) -> Confusion:
@@ -229,11 +241,20 @@ def confusion(
         UserError: labels or scores are unfit (see `check_binary`).
     """
     label, score = check_binary(labels, scores)
-    flagged = score >= threshold
-    melanoma = label == 1
-    return Confusion(
-        tp=int(np.sum(flagged & melanoma)),
-        fp=int(np.sum(flagged & ~melanoma)),
-        tn=int(np.sum(~flagged & ~melanoma)),
-        fn=int(np.sum(~flagged & melanoma)),
-    )
+    # Row: the label; column: the decision.
+    (tn, fp), (fn, tp) = confusion_matrix(label, score >= threshold, labels=[0, 1])
+    return Confusion(tp=int(tp), fp=int(fp), tn=int(tn), fn=int(fn))
+
+
+def _melanoma_scores(
+    labels: npt.ArrayLike, scores: npt.ArrayLike
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return which images are melanomas [M], and their scores [M]; there is one."""
+    label, score = check_binary(labels, scores)
+    held = np.flatnonzero(label)
+    if not held.size:
+        raise UserError(
+            f"none of the {label.size} validation images is a melanoma, so no "
+            "threshold can be chosen; use a validation split with melanomas in it"
+        )
+    return held, score[held]

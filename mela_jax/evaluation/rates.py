@@ -1,11 +1,11 @@
-"""Proportions of a test set with intervals by lesion, all from one bootstrap.
+"""Proportions of a split with intervals by lesion, all from one bootstrap.
 
-A rate is asked for before the bootstrap and read after it:
+A rate is named before the bootstrap and read after it:
 
     rates = Rates(test)
-    sensitivity = rates.ask(flagged, among=melanoma)
+    rates.ask("sensitivity", flagged, among=melanoma)
     drawn = bootstrap(..., columns=rates.columns)
-    rates.interval(sensitivity, drawn)
+    rates.interval("sensitivity", drawn)
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,51 +19,90 @@ from mela_jax.evaluation.intervals import FloatArray, Interval, wilson
 from mela_jax.evaluation.scores import Predictions
 
 BoolArray = npt.NDArray[np.bool_]
+RATES = ("sensitivity", "specificity", "ppv", "npv")
 PER = 1000
 FEW_LESIONS = 10
 
 
 class Rates:
-    """Rates that one bootstrap is to give intervals for."""
+    """Named rates that one bootstrap is to give intervals for.
+
+    Attributes:
+        columns: numerator and denominator of each rate, float64 [N], for the bootstrap.
+    """
 
     def __init__(self, split: Predictions):
+        self.columns: dict[str, FloatArray] = {}
         self._lesions = np.unique(split.lesion_id, return_inverse=True)[1]
-        self._columns: list[FloatArray] = []
-        self._counts: list[tuple[int, int, int]] = []
+        self._counts: dict[str, tuple[int, int, int]] = {}
 
-    def ask(self, hit: BoolArray, *, among: BoolArray) -> int:
-        """Ask for the share of hits among some images; returns the rate's number.
+    def ask(self, name: str, hit: BoolArray, *, among: BoolArray) -> None:
+        """Ask for the share of hits, bool [N], among the images that count, bool [N].
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self._counts:
+            raise ValueError(f"rate {name!r} is asked for twice")
+        self.columns[f"{name}: hits"] = (hit & among).astype(np.float64)
+        self.columns[f"{name}: images"] = among.astype(np.float64)
+        lesions = len(np.unique(self._lesions[among]))
+        self._counts[name] = int((hit & among).sum()), int(among.sum()), lesions
+
+    def ask_decision(
+        self,
+        decision: str,
+        flagged: BoolArray,
+        positive: BoolArray,
+        *,
+        among: BoolArray | None = None,
+        rates: Sequence[str] = RATES,
+    ) -> None:
+        """Ask for the rates of a decision, each by the name `<decision> <rate>`.
 
         Args:
-            hit: [N].
-            among: [N], the images that count.
+            decision: its name.
+            flagged: bool [N], what it decides.
+            positive: bool [N], what is true.
+            among: bool [N], the images that count; None: all.
+            rates: those of `RATES` that are wanted.
         """
-        self._columns += [(hit & among).astype(np.float64), among.astype(np.float64)]
-        lesions = len(np.unique(self._lesions[among]))
-        self._counts.append((int((hit & among).sum()), int(among.sum()), lesions))
-        return len(self._counts) - 1
+        shares = {
+            "sensitivity": (flagged, positive),
+            "specificity": (~flagged, ~positive),
+            "ppv": (positive, flagged),
+            "npv": (~positive, ~flagged),
+        }
+        for rate in rates:
+            hit, of = shares[rate]
+            self.ask(
+                f"{decision} {rate}", hit, among=of if among is None else of & among
+            )
 
-    @property
-    def columns(self) -> FloatArray:
-        """Numerators and denominators float64 [N, 2 x rates], for the bootstrap."""
-        return np.column_stack(self._columns)
+    def by_image(
+        self, decision: str, rates: Sequence[str] = RATES
+    ) -> dict[str, Interval]:
+        """Return rates of a decision with Wilson's intervals, images for trials."""
+        return {rate: wilson(*self._counts[f"{decision} {rate}"][:2]) for rate in rates}
 
-    def count(self, rate: int) -> tuple[int, int]:
-        """Return hits and images of a rate."""
-        return self._counts[rate][:2]
+    def by_lesion(
+        self, decision: str, drawn: Resampled, rates: Sequence[str] = RATES
+    ) -> dict[str, Interval]:
+        """Return rates of a decision with the intervals of `interval`."""
+        return {rate: self.interval(f"{decision} {rate}", drawn) for rate in rates}
 
-    def replicates(self, rate: int, drawn: Resampled) -> FloatArray:
+    def replicates(self, name: str, drawn: Resampled) -> FloatArray:
         """Return the rate in every replicate, float64 [R], NaN where undefined."""
-        sums = drawn.replicates.sums[:, 2 * rate : 2 * rate + 2]
+        hits = drawn.replicates[f"{name}: hits"]
         with np.errstate(divide="ignore", invalid="ignore"):
-            return sums[:, 0] / sums[:, 1]
+            return hits / drawn.replicates[f"{name}: images"]
 
-    def varies(self, rate: int) -> bool:
+    def varies(self, name: str) -> bool:
         """Return whether resampling shows how uncertain a rate is."""
-        hits, n, lesions = self._counts[rate]
+        hits, n, lesions = self._counts[name]
         return 0 < hits < n and lesions >= FEW_LESIONS
 
-    def interval(self, rate: int, drawn: Resampled) -> Interval:
+    def interval(self, name: str, drawn: Resampled) -> Interval:
         """Return a rate with its 95 % interval.
 
         Wilson's where every image that counts shows a lesion of its own; the
@@ -71,12 +110,12 @@ class Rates:
         cannot vary under resampling, and a handful of lesions (fewer than
         `FEW_LESIONS`) hardly can: Wilson's then, with lesions for trials.
         """
-        hits, n, lesions = self._counts[rate]
+        hits, n, lesions = self._counts[name]
         if lesions == n:
             return wilson(hits, n)
-        if not self.varies(rate):
+        if not self.varies(name):
             return {**wilson(hits / n * lesions, lesions), "value": hits / n}
-        return percentile_interval(hits / n, self.replicates(rate, drawn))
+        return percentile_interval(hits / n, self.replicates(name, drawn))
 
 
 def at_prevalence(
@@ -125,27 +164,34 @@ def at_prevalence(
         spread = counts(np.repeat(se, 2), np.tile(sp, 2))
     result: dict[str, Any] = {"prevalence": prevalence}
     for name, each in spread.items():
-        figure = percentile_interval(float(value[name]), np.asarray(each))
+        figure = percentile_interval(float(value[name]), each)
         if replicates is None and figure["value"] is not None:
-            usable = each[np.isfinite(each)]
-            figure["low"], figure["high"] = float(usable.min()), float(usable.max())
+            figure["low"], figure["high"] = (
+                float(np.nanmin(each)),
+                float(np.nanmax(each)),
+            )
         result[name] = figure
     # The interval of sensitivity, and no second one beside it.
-    for name, ends in (("found", ("low", "high")), ("missed", ("high", "low"))):
-        limits = [
-            PER * prevalence * (s if name == "found" else 1 - s)
-            for s in (sensitivity[ends[0]], sensitivity[ends[1]])  # type: ignore[literal-required]
-        ]
-        result[name]["low"], result[name]["high"] = limits
+    melanomas = PER * prevalence
+    result["found"] |= {end: melanomas * sensitivity[end] for end in ("low", "high")}
+    result["missed"] |= {
+        "low": melanomas * (1 - sensitivity["high"]),
+        "high": melanomas * (1 - sensitivity["low"]),
+    }
     return result
 
 
-def decision_curve_columns(
+def net_benefit_at(threshold: float) -> str:
+    """Return the name of a column of `net_benefit_columns`."""
+    return f"net benefit at {threshold}"
+
+
+def net_benefit_columns(
     label: npt.NDArray[np.int64],
     probabilities: FloatArray,
     thresholds: Sequence[float],
-) -> FloatArray:
-    """Return, for each threshold, 1 - w or -w of each flagged image, float64 [N, T].
+) -> dict[str, FloatArray]:
+    """Return, for each threshold, 1 or -w of each flagged image, float64 [N].
 
     w is the odds of the threshold, pt / (1 - pt); the mean of a column is the net
     benefit TP / n - w FP / n (Vickers and Elkin 2006, doi:10.1177/0272989X06295361).
@@ -155,7 +201,8 @@ def decision_curve_columns(
         probabilities: float64 [N], calibrated.
         thresholds: probabilities in (0, 1).
     """
-    at = np.asarray(thresholds)
-    odds = at / (1 - at)
-    flagged = (probabilities[:, None] >= at[None]).astype(np.float64)
-    return flagged * np.where(label[:, None] == 1, 1.0, -odds[None])
+    return {
+        net_benefit_at(at): (probabilities >= at)
+        * np.where(label == 1, 1.0, -at / (1 - at))
+        for at in thresholds
+    }

@@ -1,40 +1,20 @@
 """Who the model fails: figures by sex, age, body site, diagnosis and source."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mela_jax.evaluation.bootstrap import Resampled
 from mela_jax.evaluation.intervals import auc_interval
-from mela_jax.evaluation.rates import BoolArray, Rates
-from mela_jax.evaluation.scores import DETAILS, Predictions
+from mela_jax.evaluation.rates import RATES, BoolArray, Rates
+from mela_jax.evaluation.scores import Predictions
 
 # Lower ends of the age bands, in years.
 AGE_BANDS = (0, 30, 45, 60, 75)
 # Fewer melanomas, or fewer others, than this tell next to nothing: marked.
 FEW = 10
 UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Some images of a test set.
-
-    Attributes:
-        by: the column that makes the group.
-        name: its value there.
-        held: bool [N], which images are in it.
-        sensitivity: its number in `Rates`.
-        specificity: likewise.
-    """
-
-    by: str
-    name: str
-    held: BoolArray
-    sensitivity: int
-    specificity: int
+GROUP_RATES = RATES[:2]
 
 
 def age_band(age: str) -> str:
@@ -50,55 +30,69 @@ def age_band(age: str) -> str:
     return f"{low}-{AGE_BANDS[at + 1] - 1}" if at + 1 < len(AGE_BANDS) else f"{low}+"
 
 
-def ask_groups(split: Predictions, flagged: BoolArray, rates: Rates) -> list[Group]:
-    """Find the groups of a test set and ask for their rates.
+def ask_groups(
+    split: Predictions, flagged: BoolArray, rates: Rates
+) -> dict[tuple[str, str], BoolArray]:
+    """Find the groups of a test set and ask for their sensitivity and specificity.
 
     Args:
         split: the test set; its details make the groups.
-        flagged: [N], the decision at the frozen threshold.
+        flagged: bool [N], the decision at the frozen threshold.
         rates: takes the questions.
 
     Returns:
-        A group for each value of each known column, unknown ones included, in the order
-        of `DETAILS`; none for columns with one value.
+        (column, value) -> which images are of that group, bool [N]; for each value of
+        each known column, unknown ones included, in the order of `DETAILS`. None for
+        columns with one value.
     """
-    melanoma = split.label == 1
-    return [
-        Group(
-            by,
-            name,
-            held,
-            rates.ask(flagged, among=held & melanoma),
-            rates.ask(~flagged, among=held & ~melanoma),
+    groups = {}
+    for by, texts in split.details.items():
+        names = [age_band(t) if by == "age" else t or UNKNOWN for t in texts]
+        values = sorted(set(names), key=lambda name: (name == UNKNOWN, name))
+        if len(values) > 1:
+            groups |= {(by, value): np.asarray(names) == value for value in values}
+    for (by, name), held in groups.items():
+        rates.ask_decision(
+            f"{by}={name}", flagged, split.label == 1, among=held, rates=GROUP_RATES
         )
-        for by, name, held in _groups(split)
-    ]
+    return groups
 
 
 def group_figures(
-    split: Predictions, group: Group, rates: Rates, drawn: Resampled
+    split: Predictions,
+    by: str,
+    name: str,
+    held: BoolArray,
+    rates: Rates,
+    drawn: Resampled,
 ) -> dict[str, Any]:
     """Return a row of the subgroup table.
 
+    Args:
+        split: the test set.
+        by: column of `ask_groups`.
+        name: value there.
+        held: bool [N], the images with it.
+        rates: that were asked for the group.
+        drawn: the bootstrap.
+
     Returns:
-        "by", "group", "n", "positives", "sensitivity", "specificity" (value None where
-        no image counts), "roc_auc" (None with one class only), "few_positives" and
-        "few_negatives": fewer than `FEW` images of the class.
+        "by", "group", "n", "positives", "roc_auc" (None with one class only),
+        "sensitivity", "specificity" (value None where no image counts), "few_positives"
+        and "few_negatives": fewer than `FEW` images of the class.
     """
-    label = split.label[group.held]
+    label, lesions = split.label[held], np.asarray(split.lesion_id)[held]
     positives, negatives = int(label.sum()), int((1 - label).sum())
-    lesions = [x for x, held in zip(split.lesion_id, group.held, strict=True) if held]
     both = positives and negatives
     return {
-        "by": group.by,
-        "group": group.name,
+        "by": by,
+        "group": name,
         "n": int(label.size),
         "positives": positives,
-        "roc_auc": auc_interval(label, split.score[group.held], lesions)
+        "roc_auc": auc_interval(label, split.score[held], lesions.tolist())
         if both
         else None,
-        "sensitivity": rates.interval(group.sensitivity, drawn),
-        "specificity": rates.interval(group.specificity, drawn),
+        **rates.by_lesion(f"{by}={name}", drawn, GROUP_RATES),
         "few_positives": positives < FEW,
         "few_negatives": negatives < FEW,
     }
@@ -153,17 +147,3 @@ def list_images(
         }
         for row in rows.tolist()
     ]
-
-
-def _groups(split: Predictions) -> Iterator[tuple[str, str, BoolArray]]:
-    for by in DETAILS:
-        texts = split.details.get(by)
-        if texts is None:
-            continue
-        names = [age_band(t) if by == "age" else t or UNKNOWN for t in texts]
-        values = sorted(set(names), key=lambda name: (name == UNKNOWN, name))
-        if len(values) < 2:
-            continue
-        column = np.asarray(names)
-        for value in values:
-            yield by, value, column == value
