@@ -8,6 +8,7 @@ for a chunk of replicates at a time: each is a row of weights on the sorted scor
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -131,9 +132,7 @@ def bootstrap(
     *,
     num_bootstrap: int,
     seed: int,
-    columns: Mapping[str, FloatArray] | None = None,
-    sensitivities: Sequence[float] = (),
-    partial_from: float = 0.8,
+    **curves: Any,
 ) -> Resampled:
     """Resample lesions and return every figure, observed and replicated.
 
@@ -147,9 +146,7 @@ def bootstrap(
         scores: [N] in [0, 1].
         num_bootstrap: replicates to draw, >= 1.
         seed: of the resampling.
-        columns: see `curve_figures`, as the two below.
-        sensitivities: likewise.
-        partial_from: likewise.
+        **curves: `columns`, `sensitivities` and `partial_from` of `curve_figures`.
 
     Raises:
         UserError: one class only, unfit labels or scores, num_bootstrap < 1, or no
@@ -157,20 +154,11 @@ def bootstrap(
     """
     label, score = check_binary(labels, scores)
     require_both_classes(label, "bootstrap")
-
-    def figures(weight: IntArray) -> dict[str, FloatArray]:
-        return curve_figures(
-            label,
-            score,
-            weight,
-            columns=columns,
-            sensitivities=sensitivities,
-            partial_from=partial_from,
-        )
-
-    observed = figures(np.ones((1, label.size), dtype=np.int64))
+    observed = curve_figures(label, score, np.ones((1, label.size)), **curves)
     chunks = resample_lesions(lesion_ids, num_bootstrap=num_bootstrap, seed=seed)
-    replicates = concatenate([figures(weight) for weight in chunks])
+    replicates = concatenate(
+        [curve_figures(label, score, weight, **curves) for weight in chunks]
+    )
     usable = np.isfinite(replicates["roc_auc"])
     dropped = int((~usable).sum())
     if dropped == usable.size:
@@ -197,14 +185,10 @@ def concatenate(parts: Sequence[Mapping[str, FloatArray]]) -> dict[str, FloatArr
 
 
 def percentile_interval(observed: float, replicates: FloatArray) -> Interval:
-    """Return a figure with the central 95 % of its replicates.
+    """Return a figure with the central 95 % of its replicates float64 [R].
 
     Replicates in which the figure is undefined (NaN) are left out; where all are, or
     the figure itself is, it is an `unknown_interval`.
-
-    Args:
-        observed: the figure, in [0, 1] or NaN.
-        replicates: float64 [R].
     """
     value = float(observed) if np.isfinite(observed) else None
     usable = replicates[np.isfinite(replicates)]
@@ -227,11 +211,6 @@ def resample_lesions(
     """Yield weights int64 [r, N] of the images, some replicates at a time.
 
     An image weighs as often as its lesion was drawn.
-
-    Args:
-        lesion_ids: N names.
-        num_bootstrap: replicates to draw in all, >= 1.
-        seed: one or several whole numbers >= 0.
 
     Raises:
         UserError: num_bootstrap < 1.

@@ -105,13 +105,7 @@ def fit_calibration(
     "platt" fits a and b (Platt 1999), "temperature" a alone (Guo et al. 2017,
     arXiv:1706.04599). Both with Platt's smoothed targets, (positives + 1) / (positives
     + 2) and 1 / (negatives + 2), which keep the fit finite where the classes are
-    perfectly apart. "none" leaves the score as it is.
-
-    Args:
-        labels: [N] of 0 and 1, both present.
-        scores: [N] in [0, 1], from validation.
-        method: "platt", "temperature" or "none".
-        threshold: frozen operating point, to be mapped along.
+    perfectly apart. "none" leaves the score as it is. The threshold is mapped along.
 
     Returns:
         The calibration, or half a sentence that says why there is none: scores that
@@ -159,17 +153,10 @@ def calibrate(calibration: Calibration, scores: npt.ArrayLike) -> FloatArray:
 def adaptive_bins(
     scores: npt.NDArray[np.float64], *, num_bins: int = NUM_BINS
 ) -> IntArray:
-    """Return the bin of each score: equal counts by rank, ties kept together.
+    """Return the bin of each score, int64 [N]: equal counts by rank, ties together.
 
     The sorted scores are cut as `numpy.array_split` cuts; tied scores go where the
     first of them falls.
-
-    Args:
-        scores: [N].
-        num_bins: >= 1.
-
-    Returns:
-        int64 [N] in [0, num_bins).
     """
     sizes = [len(part) for part in np.array_split(np.arange(scores.size), num_bins)]
     bin_of_rank = np.repeat(np.arange(num_bins), sizes)
@@ -180,11 +167,7 @@ def adaptive_bins(
 def calibration_figures(
     split: Predictions, probabilities: npt.NDArray[np.float64]
 ) -> dict[str, Any]:
-    """Return how well probabilities agree with what was found.
-
-    Args:
-        split: labels and lesions.
-        probabilities: float64 [N] in [0, 1], in the order of `split`.
+    """Return how well probabilities [N] in [0, 1] agree with a split's labels.
 
     Returns:
         "ece": expected calibration error over `NUM_BINS` bins of equal counts, the
@@ -200,17 +183,14 @@ def calibration_figures(
     """
     label = split.label
     of_image = adaptive_bins(probabilities)
-    bins: list[dict[str, Any]] = []
-    for number in np.unique(of_image):
-        held = of_image == number
-        share = wilson(int(label[held].sum()), int(held.sum()))
-        bins.append(
-            {
-                "n": int(held.sum()),
-                "mean_probability": float(probabilities[held].mean()),
-                "observed": share,
-            }
-        )
+    bins: list[dict[str, Any]] = [
+        {
+            "n": int(held.sum()),
+            "mean_probability": float(probabilities[held].mean()),
+            "observed": wilson(int(label[held].sum()), int(held.sum())),
+        }
+        for held in (of_image == number for number in np.unique(of_image))
+    ]
     gaps = [b["n"] * abs(b["observed"]["value"] - b["mean_probability"]) for b in bins]
     prevalence = float(label.mean())
     x = to_logit(probabilities)

@@ -9,7 +9,7 @@ from mela_jax.errors import UserError
 from mela_jax.evaluation.bootstrap import bootstrap, percentile_limits
 from mela_jax.evaluation.intervals import FloatArray, auc_difference_p, mcnemar_p
 from mela_jax.evaluation.measure import Settings
-from mela_jax.evaluation.scores import Predictions, require_both_classes
+from mela_jax.evaluation.scores import Predictions, require_both_classes, rows_of
 
 
 def compare(
@@ -114,14 +114,13 @@ def _in_order_of(
     first: Predictions, second: Predictions, names: tuple[str, str]
 ) -> FloatArray:
     """Return the scores of `second` in the image order of `first`."""
-    row = {image_id: i for i, image_id in enumerate(second.image_id)}
-    if set(row) != set(first.image_id):
-        difference = len(set(row) ^ set(first.image_id))
+    different = set(first.image_id) ^ set(second.image_id)
+    if different:
         raise UserError(
             f"test predictions of {names[0]} and {names[1]} differ in "
-            f"{difference} image(s); score both models on the same images"
+            f"{len(different)} image(s); score both models on the same images"
         )
-    order = np.asarray([row[image_id] for image_id in first.image_id])
+    order = rows_of(first.image_id, second.image_id)
     wrong = np.flatnonzero(second.label[order] != first.label)
     if wrong.size:
         raise UserError(

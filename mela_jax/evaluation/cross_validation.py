@@ -16,7 +16,7 @@ With one fixed split both are the threshold of the main report.
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -47,13 +47,7 @@ FIGURES = (*AREAS, *RATES)
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """The scores of one fold's model.
-
-    Attributes:
-        number: of the fold; -1 for a fixed split.
-        val: scores on its validation set.
-        test: scores on its test set.
-    """
+    """The scores of one fold's model; number is -1 for a fixed split."""
 
     number: int
     val: Predictions
@@ -97,14 +91,14 @@ def judge_folds(
     Args:
         folds: one for each fold, or one for a fixed split.
         settings: target, policy, delta, num_bootstrap and seed.
-        source: "own" or "pooled", see above.
+        source: of the threshold, "own" or "pooled", see above.
 
     Raises:
-        UserError: a set with one class only, a lesion in two test sets or in validation
-            and test of one fold, or too few melanomas for a guarantee.
+        UserError: no fold, a set with one class only, a lesion in two test sets or in
+            validation and test of one fold, or too few melanomas for a guarantee.
     """
-    check_folds(folds)
-    chosen = [calibration_scores(folds, fold, source=source) for fold in folds]
+    _check_folds(folds)
+    chosen = [_calibration_scores(folds, fold, source=source) for fold in folds]
     thresholds = tuple(_threshold(pool(parts), settings) for parts in chosen)
     parts = [
         _resample_fold(fold, calibration, settings, threshold)
@@ -113,13 +107,13 @@ def judge_folds(
     values = _figures([part[0] for part in parts])
     replicates = _figures([part[1] for part in parts])
     counts = [
-        confusion(fold.test.label, fold.test.score, threshold)
+        asdict(confusion(fold.test.label, fold.test.score, threshold))
         for fold, threshold in zip(folds, thresholds, strict=True)
     ]
     return Judged(
         thresholds=thresholds,
         confusion=Confusion(
-            *(sum(getattr(c, k) for c in counts) for k in ("tp", "fp", "tn", "fn"))
+            **{name: sum(c[name] for c in counts) for name in counts[0]}
         ),
         values={name: float(figure[0]) for name, figure in values.items()},
         replicates=replicates,
@@ -127,13 +121,8 @@ def judge_folds(
     )
 
 
-def check_folds(folds: Sequence[Fold]) -> None:
-    """Refuse folds on which no honest figure can be computed.
-
-    Raises:
-        UserError: there is none; a set has one class only; validation and test of a
-            fold share an image or a lesion; two test sets do.
-    """
+def _check_folds(folds: Sequence[Fold]) -> None:
+    """Refuse folds on which no honest figure can be computed."""
     if not folds:
         raise UserError("there is no fold to judge; finish a run first")
     owner: dict[str, int] = {}
@@ -151,36 +140,28 @@ def check_folds(folds: Sequence[Fold]) -> None:
                 )
 
 
-def calibration_scores(
+def _calibration_scores(
     folds: Sequence[Fold], fold: Fold, *, source: str
 ) -> list[Predictions]:
-    """Return the validation scores that the threshold of a fold is chosen on.
-
-    Args:
-        folds: all folds.
-        fold: the one whose test set is to be judged.
-        source: "own" or "pooled".
-    """
+    """Return the validation scores that the threshold of one of the folds rests on."""
+    if source not in SOURCES:
+        raise ValueError(f"source {source!r} is none of {SOURCES}")
     if source == "own":
         return [fold.val]
-    if source != "pooled":
-        raise ValueError(f"source {source!r} is none of {SOURCES}")
     judged = set(fold.test.lesion_id)
-    kept = [_without(other.val, judged) for other in folds]
-    return [part for part in kept if part is not None]
-
-
-def _without(scores: Predictions, lesions: set[str]) -> Predictions | None:
-    """Return the scores of all other lesions; None where none is left."""
-    rows = [i for i, name in enumerate(scores.lesion_id) if name not in lesions]
-    if not rows:
-        return None
-    return Predictions(
-        [scores.image_id[i] for i in rows],
-        [scores.lesion_id[i] for i in rows],
-        scores.label[rows],
-        scores.score[rows],
-    )
+    parts = []
+    for val in (other.val for other in folds):
+        rows = [i for i, name in enumerate(val.lesion_id) if name not in judged]
+        if rows:
+            parts.append(
+                Predictions(
+                    [val.image_id[i] for i in rows],
+                    [val.lesion_id[i] for i in rows],
+                    val.label[rows],
+                    val.score[rows],
+                )
+            )
+    return parts
 
 
 def _threshold(val: Predictions, settings: Settings) -> float:
@@ -221,14 +202,12 @@ def _resample_fold(
             "negatives": curves["images"] - positives,
         }
 
-    observed = counts(
-        np.ones((1, test.label.size), dtype=np.int64), np.asarray([threshold])
-    )
+    once = np.ones((1, test.label.size), dtype=np.int64)
     rows, start = [], 0
     for weight in _weights(test, settings):
         rows.append(counts(weight, at[start : start + len(weight)]))
         start += len(weight)
-    return observed, concatenate(rows)
+    return counts(once, np.asarray([threshold])), concatenate(rows)
 
 
 def _weights(scores: Predictions, settings: Settings) -> Iterator[IntArray]:
@@ -297,13 +276,12 @@ def _figures(parts: Sequence[dict[str, FloatArray]]) -> dict[str, FloatArray]:
 
 
 def _lesions(folds: Sequence[Fold], thresholds: Sequence[float]) -> dict[str, int]:
-    """Count the lesions in the denominator of each rate."""
-    found: dict[str, set[str]] = {name: set() for name in RATES}
+    """Count the lesions in each rate's denominator; folds share none."""
+    found = dict.fromkeys(RATES, 0)
     for fold, threshold in zip(folds, thresholds, strict=True):
         names = np.asarray(fold.test.lesion_id)
         melanoma, flagged = fold.test.label == 1, fold.test.score >= threshold
-        for rate, held in zip(
-            RATES, (melanoma, ~melanoma, flagged, ~flagged), strict=True
-        ):
-            found[rate] |= set(names[held].tolist())
-    return {rate: len(held) for rate, held in found.items()}
+        counted = (melanoma, ~melanoma, flagged, ~flagged)
+        for rate, held in zip(RATES, counted, strict=True):
+            found[rate] += len(np.unique(names[held]))
+    return found

@@ -2,6 +2,10 @@
 
 Two-sided intervals hold 95 %. Images of one lesion resemble each other, so whatever
 takes them as independent has a sibling here that counts by lesion.
+
+Labels [N] are 1 for melanoma and 0 for all else, scores [N] lie in [0, 1], and
+`lesion_ids` are N names; None takes every image as independent. Of the areas, those
+that take labels raise UserError where these are unfit or of one class only.
 """
 
 from collections.abc import Sequence
@@ -36,13 +40,10 @@ def unknown_interval(value: float | None = None) -> Interval:
 
 
 def wilson(successes: float, n: int) -> Interval:
-    """Return a proportion with its Wilson score interval (Wilson 1927).
+    """Return successes / n with its Wilson score interval (Wilson 1927).
 
-    With n = 0 the proportion is undefined: an `unknown_interval`.
-
-    Args:
-        successes: count in [0, n]; need not be whole where trials are clusters.
-        n: number of trials, >= 0.
+    Successes need not be whole where trials are clusters. With n = 0 the proportion is
+    undefined: an `unknown_interval`.
 
     Raises:
         ValueError: successes is not in [0, n].
@@ -65,13 +66,8 @@ def wilson(successes: float, n: int) -> Interval:
 def clopper_pearson_lower(successes: int, n: int, *, delta: float) -> float:
     """Return the one-sided lower Clopper-Pearson bound (Clopper and Pearson 1934).
 
-    The bound lies above the true proportion with probability delta at most, whatever
-    that proportion is.
-
-    Args:
-        successes: count in [0, n].
-        n: number of trials, >= 1.
-        delta: allowed probability of error, in (0, 1).
+    The bound lies above the true proportion with probability delta in (0, 1) at most,
+    whatever that proportion is.
 
     Raises:
         ValueError: successes is not in [0, n], or n is 0.
@@ -85,11 +81,7 @@ def clopper_pearson_lower(successes: int, n: int, *, delta: float) -> float:
 def _components(
     label: IntArray, scores: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Compute DeLong's structural components by midranks (Sun and Xu 2014).
-
-    Args:
-        label: int64 [N].
-        scores: float64 [K, N], K scores of the same images.
+    """Compute DeLong's components of K scores [K, N] by midranks (Sun and Xu 2014).
 
     Returns:
         ROC-AUC [K]; by how much each melanoma's share of the others that it outranks
@@ -158,14 +150,6 @@ def auc_interval(
     DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44:837; for clustered images
     Obuchowski 1997, Biometrics 53:567. Area plus and minus 1.96 standard errors, cut
     to [0, 1]; an `unknown_interval` where a class has one unit only.
-
-    Args:
-        labels: [N] of 0 and 1, both present.
-        scores: [N] in [0, 1].
-        lesion_ids: N names; None takes every image as independent, which is DeLong's.
-
-    Raises:
-        UserError: one class only, or unfit labels or scores.
     """
     label, score = check_binary(labels, scores)
     require_both_classes(label, "ROC-AUC")
@@ -194,7 +178,7 @@ def macro_auc_interval(
     Args:
         truth: int64 [N], index of the true class; two or more occur.
         scores: float64 [N, K].
-        lesion_ids: N names; None takes every image as independent.
+        lesion_ids: N names, or None.
     """
     lesion = _lesions(lesion_ids)
     units = np.arange(truth.size) if lesion is None else lesion
@@ -215,7 +199,7 @@ def macro_auc_interval(
     value = float(areas.mean())
     if not known:
         return unknown_interval(value)
-    return _around(value, np.sum(np.bincount(units, moved) ** 2))
+    return _around(value, float(np.sum(np.bincount(units, moved) ** 2)))
 
 
 def auc_difference_p(
@@ -228,15 +212,6 @@ def auc_difference_p(
 
     By lesion, Obuchowski's covariance takes the place of DeLong's; see `auc_interval`.
     1 for two equal rankings, and where a class has one unit only.
-
-    Args:
-        labels: [N] of 0 and 1, both present.
-        scores_a: [N] in [0, 1].
-        scores_b: [N] in [0, 1], of the same images.
-        lesion_ids: N names; None takes every image as independent.
-
-    Raises:
-        UserError: one class only, or unfit labels or scores.
     """
     label, score_a = check_binary(labels, scores_a)
     _, score_b = check_binary(labels, scores_b)
@@ -265,15 +240,13 @@ def mcnemar_p(
     pairs (McNemar 1947). Where images repeat a lesion, the clustered test of Yang, Sun
     and Hardin 2010 (Statistics in Medicine 29:1177): with d the surplus of pairs in
     which only a is right over those in which only b is, lesion by lesion,
-    (sum d)^2 / sum d^2 is chi-squared with one degree of freedom.
+    (sum d)^2 / sum d^2 is chi-squared with one degree of freedom. 1 where no pair is
+    discordant.
 
     Args:
         right_a: bool [N], whether a decides rightly.
         right_b: bool [N], whether b does, on the same images.
         lesion_ids: N names, or None.
-
-    Returns:
-        p in [0, 1]; 1 where no pair is discordant.
     """
     only_a, only_b = right_a & ~right_b, right_b & ~right_a
     lesion = _lesions(lesion_ids)

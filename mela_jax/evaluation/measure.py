@@ -133,11 +133,6 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Choose the threshold on validation, freeze it, and measure both splits with it.
 
-    Args:
-        val: scores on validation.
-        test: scores on the test set.
-        settings: how to judge.
-
     Returns:
         "val" and "test": figures of the split, see `docs/evaluation.md` for each;
         "policy"; "thresholds": policy -> threshold, None where the guarantee takes more
@@ -220,12 +215,12 @@ def _measure(
     *,
     whole: bool,
 ) -> dict[str, Any]:
-    """Return the figures of one split at thresholds that are already chosen.
+    """Return the figures of one split at the threshold of each policy.
 
     Args:
         split: the scores.
         settings: how to judge.
-        thresholds: policy -> threshold.
+        thresholds: policy -> threshold, chosen on validation.
         calibration: the map fitted on validation.
         whole: with the figures that only a test set gets.
     """
@@ -267,13 +262,18 @@ def _measure(
             return {"value": value, "low": 0.0, "high": most}
         return {**percentile_interval(value, drawn.replicates[name])}
 
+    counts = {
+        policy: confusion(split.label, split.score, threshold)
+        for policy, threshold in thresholds.items()
+    }
     points = {
         policy: {
             "target_sensitivity": settings.target,
             "threshold": threshold,
             "chosen_on": "val",
             **rates.by_image(policy),
-            **_confusion(split, threshold),
+            "confusion": asdict(counts[policy]),
+            "flags_everyone": counts[policy].flags_everyone,
             "by_lesion": rates.by_lesion(policy, drawn),
         }
         for policy, threshold in thresholds.items()
@@ -326,11 +326,6 @@ def _measure(
     }
 
 
-def _confusion(split: Predictions, threshold: float) -> dict[str, Any]:
-    counts = confusion(split.label, split.score, threshold)
-    return {"confusion": asdict(counts), "flags_everyone": counts.flags_everyone}
-
-
 def _prevalences(
     split: Predictions, settings: Settings, rates: Rates, drawn: Resampled
 ) -> list[dict[str, Any]]:
@@ -338,7 +333,7 @@ def _prevalences(
     se, sp = (rates.interval(name, drawn) for name in names)
     replicates = None
     if all(rates.varies(name) for name in names):
-        replicates = tuple(rates.replicates(name, drawn) for name in names)
+        replicates = [rates.replicates(name, drawn) for name in names]
     own = float(split.label.mean())
     return [
         {**at_prevalence(p, se, sp, replicates), "own": p == own}
@@ -351,28 +346,20 @@ def _calibration(
 ) -> dict[str, Any]:
     """Return the calibration figures, with the Brier score's interval."""
     low, high = _mean_limits(f"squared error of {name}", drawn)
-    return calibration_figures(split, probabilities) | {
-        "brier_low": low,
-        "brier_high": high,
-    }
+    limits = {"brier_low": low, "brier_high": high}
+    return calibration_figures(split, probabilities) | limits
 
 
 def _decision_curve(split: Predictions, drawn: Resampled) -> dict[str, list[Any]]:
     prevalence, n = float(split.label.mean()), split.label.size
-    low, high = zip(
-        *(_mean_limits(net_benefit_at(t), drawn) for t in DECISION_THRESHOLDS),
-        strict=True,
-    )
+    at = list(DECISION_THRESHOLDS)
+    limits = [_mean_limits(net_benefit_at(t), drawn) for t in at]
     return {
-        "threshold": list(DECISION_THRESHOLDS),
-        "net_benefit": [
-            drawn.observed[net_benefit_at(t)] / n for t in DECISION_THRESHOLDS
-        ],
-        "low": list(low),
-        "high": list(high),
-        "treat_all": [
-            prevalence - (1 - prevalence) * t / (1 - t) for t in DECISION_THRESHOLDS
-        ],
+        "threshold": at,
+        "net_benefit": [drawn.observed[net_benefit_at(t)] / n for t in at],
+        "low": [low for low, _ in limits],
+        "high": [high for _, high in limits],
+        "treat_all": [prevalence - (1 - prevalence) * t / (1 - t) for t in at],
     }
 
 

@@ -74,11 +74,6 @@ def ask_classes(classes: ClassScores, rates: Rates) -> None:
 def class_figures(split: Predictions, rates: Rates, drawn: Resampled) -> dict[str, Any]:
     """Return the figures of all classes of a split that scores them.
 
-    Args:
-        split: the test set.
-        rates: that `ask_classes` asked.
-        drawn: the bootstrap.
-
     Returns:
         "classes": names, in the order of the file; "melanoma": the one that is;
         "absent": those of which there is no image: their sensitivity and area are
@@ -138,18 +133,14 @@ def balanced_accuracy(
 ) -> dict[str, Any]:
     """Return the mean sensitivity of the classes, the measure of ISIC 2018 and 2019.
 
-    Classes without an image have none and are left out, as in scikit-learn.
+    Classes that are not `present`, by their index, have none and are left out, as in
+    scikit-learn.
 
     The interval is the percentile bootstrap over lesions, from the replicates in which
     each of the classes occurs. A class that is always right, or never, cannot vary
     under resampling; then the classes' own intervals are combined by square and add,
     half width = sqrt(sum of squared half widths) / K (Zou and Donner 2008,
     doi:10.1002/sim.3095).
-
-    Args:
-        present: indices of the classes of which there is an image.
-        rates: that `ask_classes` asked.
-        drawn: the bootstrap.
 
     Returns:
         "value", "low", "high"; "method": "bootstrap" or "square and add"; "replicates":

@@ -5,6 +5,10 @@ it: `choose_threshold` reaches the target on validation, `guarantee_threshold` r
 it with confidence for new patients of the same kind. Either may miss some number of
 the melanomas of validation, those with the lowest scores; the threshold is the score of
 the next one.
+
+Labels [N] are 1 for melanoma and 0 for all else, and scores [N] lie in [0, 1]; whatever
+takes them raises UserError where they are unfit, see `check_binary`. Thresholds are
+chosen on those of validation, never on the test set's.
 """
 
 import math
@@ -53,18 +57,8 @@ def choose_threshold(
     Sensitivity is a step function that falls only just above a melanoma's score, so
     the answer is the score of a melanoma. Tied images are flagged together.
 
-    Args:
-        labels: [N] of 0 and 1, from validation: never choose on the test set.
-        scores: [N] in [0, 1].
-        target: wanted sensitivity, in (0, 1].
-
-    Returns:
-        The threshold t; `score >= t` has sensitivity >= target on these data, and no
-        higher observed score has.
-
     Raises:
-        UserError: the target is outside (0, 1], there is no melanoma, or the labels or
-            scores are unfit (see `check_binary`).
+        UserError: the target is outside (0, 1], or there is no melanoma.
     """
     if not 0.0 < target <= 1.0:
         raise UserError(
@@ -149,16 +143,10 @@ def guarantee_threshold(
     lesion is one unit with its **lowest** score: it counts as missed when any of its
     images is. The promise is then for a new lesion, whichever of its images is taken.
 
-    Args:
-        labels: [N] of 0 and 1, from validation: never choose on the test set.
-        scores: [N] in [0, 1].
-        lesion_ids: N names; None takes every image as a lesion of its own.
-        target: wanted sensitivity, in (0, 1).
-        delta: probability with which the promise may be broken, in (0, 1).
+    Without `lesion_ids` every image is taken as a lesion of its own.
 
     Raises:
-        UserError: target or delta is out of range, there is no melanoma, or labels or
-            scores are unfit.
+        UserError: target or delta is not in (0, 1), or there is no melanoma.
     """
     needed = lesions_needed(target=target, delta=delta)
     held, score = _melanoma_scores(labels, scores)
@@ -190,11 +178,6 @@ def misses_guaranteed(
     units: int, *, target: float, delta: float
 ) -> tuple[int, float | None]:
     """Return how many of `units` melanoma lesions a guaranteed threshold may miss.
-
-    Args:
-        units: melanoma lesions of validation, >= 1.
-        target: wanted sensitivity, in (0, 1).
-        delta: probability with which the promise may be broken, in (0, 1).
 
     Returns:
         The largest number of misses whose lower bound on sensitivity reaches the
@@ -230,16 +213,7 @@ def lesions_needed(*, target: float, delta: float) -> int:
 def confusion(
     labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: float
 ) -> Confusion:
-    """Count hits and misses of `score >= threshold`.
-
-    Args:
-        labels: [N] of 0 and 1.
-        scores: [N] in [0, 1].
-        threshold: the frozen operating point.
-
-    Raises:
-        UserError: labels or scores are unfit (see `check_binary`).
-    """
+    """Count hits and misses of `score >= threshold`."""
     label, score = check_binary(labels, scores)
     # Row: the label; column: the decision.
     (tn, fp), (fn, tp) = confusion_matrix(label, score >= threshold, labels=[0, 1])

@@ -58,14 +58,14 @@ class Rates:
         among: BoolArray | None = None,
         rates: Sequence[str] = RATES,
     ) -> None:
-        """Ask for the rates of a decision, each by the name `<decision> <rate>`.
+        """Ask for some of `RATES`, each by the name `<decision> <rate>`.
 
         Args:
             decision: its name.
             flagged: bool [N], what it decides.
             positive: bool [N], what is true.
             among: bool [N], the images that count; None: all.
-            rates: those of `RATES` that are wanted.
+            rates: which.
         """
         shares = {
             "sensitivity": (flagged, positive),
@@ -122,7 +122,7 @@ def at_prevalence(
     prevalence: float,
     sensitivity: Interval,
     specificity: Interval,
-    replicates: tuple[FloatArray, FloatArray] | None,
+    replicates: Sequence[FloatArray] | None,
 ) -> dict[str, Any]:
     """Return PPV, NPV and counts of 1,000 people at a prevalence.
 
@@ -166,10 +166,7 @@ def at_prevalence(
     for name, each in spread.items():
         figure = percentile_interval(float(value[name]), each)
         if replicates is None and figure["value"] is not None:
-            figure["low"], figure["high"] = (
-                float(np.nanmin(each)),
-                float(np.nanmax(each)),
-            )
+            figure |= {"low": float(np.nanmin(each)), "high": float(np.nanmax(each))}
         result[name] = figure
     # The interval of sensitivity, and no second one beside it.
     melanomas = PER * prevalence
@@ -201,8 +198,8 @@ def net_benefit_columns(
         probabilities: float64 [N], calibrated.
         thresholds: probabilities in (0, 1).
     """
+    gains = {at: np.where(label == 1, 1.0, -at / (1 - at)) for at in thresholds}
     return {
-        net_benefit_at(at): (probabilities >= at)
-        * np.where(label == 1, 1.0, -at / (1 - at))
-        for at in thresholds
+        net_benefit_at(at): np.where(probabilities >= at, gain, 0.0)
+        for at, gain in gains.items()
     }

@@ -33,14 +33,20 @@ suits both.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import digamma, expit, logit, polygamma
 from scipy.stats import t as student_t
 
-from mela_jax.evaluation.intervals import CONFIDENCE, FloatArray, Interval, wilson
+from mela_jax.evaluation.intervals import (
+    CONFIDENCE,
+    FloatArray,
+    Interval,
+    unknown_interval,
+    wilson,
+)
 
 # A standard error below this is rounding.
 _NOTHING = 1e-9
@@ -73,28 +79,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class SeedVariance:
-    """What is known of a figure's variance over seeds.
-
-    Attributes:
-        variance: estimate, >= 0.
-        freedom: its degrees of freedom, > 0.
-    """
+    """A figure's variance over seeds, >= 0, with its degrees of freedom, > 0."""
 
     variance: float
     freedom: float
-
-
-class SeedDifference(TypedDict):
-    """A difference of two recipes on the same lesions, a minus b.
-
-    "freedom" is None where it is infinite, as with one seed.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    freedom: float | None
 
 
 def spread_over_seeds(
@@ -152,22 +140,20 @@ def interval_over_seeds(
     The interval is symmetric in the logit of the figure (delta method), so that it
     stays within 0 and 1 and is honest near them. A rate that is exactly 0 or 1 with
     every seed does not vary under resampling: it gets Wilson's interval with lesions
-    for trials; an area gets an interval of no width.
+    for trials; an area gets an interval of no width. A figure that is undefined for a
+    seed gets an `unknown_interval`.
 
     Args:
         values: float64 [S], in [0, 1], or NaN where undefined.
-        replicates: float64 [S, R], see `spread_over_seeds`.
+        replicates: float64 [S, R], see `spread_over_seeds`, as for `luck`.
         lesions: lesions in the denominator of a rate; None for an area.
-        luck: variance over seeds, from `moderate_variances`; None: that of `values`.
-
-    Returns:
-        value None, low 0, high 1 where the figure is undefined for a seed.
+        luck: from `moderate_variances`.
     """
     spread = spread_over_seeds(values, replicates, luck)
     if not math.isfinite(spread.mean):
-        return {"value": None, "low": 0.0, "high": 1.0}
+        return unknown_interval()
     if math.isnan(spread.error):
-        return {"value": spread.mean, "low": 0.0, "high": 1.0}
+        return unknown_interval(spread.mean)
     if spread.mean in (0.0, 1.0):
         if lesions is None:
             return {"value": spread.mean, "low": spread.mean, "high": spread.mean}
@@ -224,7 +210,7 @@ def difference_over_seeds(
     values_b: FloatArray,
     replicates_b: FloatArray,
     luck: Sequence[SeedVariance] | None = None,
-) -> SeedDifference:
+) -> dict[str, Any]:
     """Return the difference of two recipes over the same seeds and lesions, a minus b.
 
     The interval and the two-sided p-value come from one t distribution, so p < 0.05
@@ -233,12 +219,16 @@ def difference_over_seeds(
     p = 1.
 
     Args:
-        values_a: float64 [S], the figure of each seed of a.
-        replicates_a: float64 [S, R], on the same resamplings as those of b.
-        values_b: float64 [S], of the same seeds.
-        replicates_b: float64 [S, R].
+        values_a: float64 [S], the figure of each seed of a; `values_b` likewise.
+        replicates_a: float64 [S, R], on the same resamplings as `replicates_b`.
+        values_b: see above.
+        replicates_b: see above.
         luck: variances over seeds of a and of b, from `moderate_variances`; None: that
             of the differences, seed by seed. Not used with one seed.
+
+    Returns:
+        "difference"; "low" and "high"; "p"; "freedom", None where it is infinite, as
+        with one seed.
     """
     spread = spread_over_seeds(values_a - values_b, replicates_a - replicates_b, luck)
     gain = spread.mean

@@ -1,5 +1,6 @@
 """Who the model fails: figures by sex, age, body site, diagnosis and source."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,14 @@ def ask_groups(
     Args:
         split: the test set; its details make the groups.
         flagged: bool [N], the decision at the frozen threshold.
-        rates: takes the questions.
+        rates: where they are asked for.
 
     Returns:
         (column, value) -> which images are of that group, bool [N]; for each value of
         each known column, unknown ones included, in the order of `DETAILS`. None for
         columns with one value.
     """
-    groups = {}
+    groups: dict[tuple[str, str], BoolArray] = {}
     for by, texts in split.details.items():
         names = [age_band(t) if by == "age" else t or UNKNOWN for t in texts]
         values = sorted(set(names), key=lambda name: (name == UNKNOWN, name))
@@ -66,15 +67,7 @@ def group_figures(
     rates: Rates,
     drawn: Resampled,
 ) -> dict[str, Any]:
-    """Return a row of the subgroup table.
-
-    Args:
-        split: the test set.
-        by: column of `ask_groups`.
-        name: value there.
-        held: bool [N], the images with it.
-        rates: that were asked for the group.
-        drawn: the bootstrap.
+    """Return a row of the subgroup table, for a group of `ask_groups`.
 
     Returns:
         "by", "group", "n", "positives", "roc_auc" (None with one class only),
@@ -111,30 +104,23 @@ def false_alarms_by_diagnosis(
         return []
     dx = np.asarray([text or UNKNOWN for text in split.details["dx"]])
     other = split.label == 0
-    alarms = int((flagged & other).sum())
-    rows: list[dict[str, Any]] = [
+    images, alarms = (Counter(dx[held].tolist()) for held in (other, flagged & other))
+    rows = [
         {
-            "dx": str(name),
-            "flagged": int((flagged & other & (dx == name)).sum()),
-            "n": int((other & (dx == name)).sum()),
+            "dx": name,
+            "flagged": alarms[name],
+            "n": n,
+            "share": alarms[name] / max(alarms.total(), 1),
         }
-        for name in np.unique(dx[other])
+        for name, n in images.items()
     ]
-    for row in rows:
-        row["share"] = row["flagged"] / alarms if alarms else 0.0
     return sorted(rows, key=lambda row: (-row["flagged"], row["dx"]))
 
 
 def list_images(
     split: Predictions, held: BoolArray, *, highest_first: bool
 ) -> list[dict[str, Any]]:
-    """List images by score, with what is known of them.
-
-    Args:
-        split: the test set.
-        held: bool [N], which images.
-        highest_first: in this order of scores.
-    """
+    """List some images, bool [N], by score, with what is known of them."""
     rows = np.flatnonzero(held)
     scores = -split.score[rows] if highest_first else split.score[rows]
     rows = rows[np.argsort(scores, kind="stable")]
