@@ -5,6 +5,7 @@ Images of one lesion resemble each other, so the bootstrap draws lesions, not im
 for a chunk of replicates at a time: each is a row of weights on the sorted scores.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from mela_jax.evaluation.intervals import (
     Interval,
     unknown_interval,
 )
-from mela_jax.evaluation.scores import check_binary, require_both_classes
+from mela_jax.evaluation.scores import Predictions, require_both_classes
 
 # Weights held at once, in array elements (16 MiB as float64): bounds the memory
 # whatever the number of images, and stays near the processor's cache.
@@ -34,10 +35,8 @@ _log = logging.getLogger(__name__)
 class Resampled:
     """Figures of the data as they are, and of every replicate with both classes.
 
-    Attributes:
-        observed: name of `curve_figures` -> figure.
-        replicates: the same names -> float64 [R]; NaN where undefined.
-        dropped: replicates left out because they hold one class only.
+    Both by the names of `curve_figures`; replicates are float64 [R], NaN where
+    undefined. Those that hold one class only are dropped and counted.
     """
 
     observed: Mapping[str, float]
@@ -56,9 +55,9 @@ def specificity_at(sensitivity: float) -> str:
 
 
 def curve_figures(
-    labels: npt.ArrayLike,
-    scores: npt.ArrayLike,
-    weights: npt.ArrayLike,
+    label: IntArray,
+    score: FloatArray,
+    weights: npt.NDArray[Any],
     *,
     columns: Mapping[str, FloatArray] | None = None,
     sensitivities: Sequence[float] = (),
@@ -67,8 +66,8 @@ def curve_figures(
     """Compute the figures of the ROC and precision-recall curves for many weightings.
 
     Args:
-        labels: [N] of 0 and 1.
-        scores: [N] in [0, 1].
+        label: int64 [N] of 0 and 1.
+        score: float64 [N] in [0, 1].
         weights: [R, N] whole numbers >= 0; one row per replicate.
         columns: name -> float64 [N], to be summed under the weights.
         sensitivities: wanted ones, in (0, 1].
@@ -88,7 +87,6 @@ def curve_figures(
         "images": the sum of the weights.
         Each name of `columns`: its weighted sum.
     """
-    label, score = check_binary(labels, scores)
     weight = np.asarray(weights, dtype=np.float64)
     figures = {"images": weight.sum(axis=1)}
     if columns:
@@ -126,13 +124,7 @@ def curve_figures(
 
 
 def bootstrap(
-    labels: npt.ArrayLike,
-    lesion_ids: Sequence[str],
-    scores: npt.ArrayLike,
-    *,
-    num_bootstrap: int,
-    seed: int,
-    **curves: Any,
+    split: Predictions, *, num_bootstrap: int, seed: int, **curves: Any
 ) -> Resampled:
     """Resample lesions and return every figure, observed and replicated.
 
@@ -141,24 +133,21 @@ def bootstrap(
     alone, so that the replicates of two models on the same images are paired.
 
     Args:
-        labels: [N] of 0 and 1, both present.
-        lesion_ids: N names.
-        scores: [N] in [0, 1].
+        split: scores of both classes.
         num_bootstrap: replicates to draw, >= 1.
         seed: of the resampling.
         **curves: `columns`, `sensitivities` and `partial_from` of `curve_figures`.
 
     Raises:
-        UserError: one class only, unfit labels or scores, num_bootstrap < 1, or no
-            replicate with both classes.
+        UserError: one class only, num_bootstrap < 1, or no replicate with both classes.
     """
-    label, score = check_binary(labels, scores)
-    require_both_classes(label, "bootstrap")
-    observed = curve_figures(label, score, np.ones((1, label.size)), **curves)
-    chunks = resample_lesions(lesion_ids, num_bootstrap=num_bootstrap, seed=seed)
-    replicates = concatenate(
-        [curve_figures(label, score, weight, **curves) for weight in chunks]
+    require_both_classes(split.label, "bootstrap")
+    chunks = resample_lesions(split.lesion_id, num_bootstrap=num_bootstrap, seed=seed)
+    observed, *parts = (
+        curve_figures(split.label, split.score, weight, **curves)
+        for weight in itertools.chain([np.ones((1, split.label.size))], chunks)
     )
+    replicates = concatenate(parts)
     usable = np.isfinite(replicates["roc_auc"])
     dropped = int((~usable).sum())
     if dropped == usable.size:

@@ -28,8 +28,8 @@ def compare(
     frozen threshold; a gain in one means little if it is paid for in the other.
 
     Args:
-        a: scores of a.
-        b: scores of b.
+        a: scores of one model.
+        b: scores of the other.
         settings: replicates and seed.
         threshold_a: frozen operating point of a.
         threshold_b: frozen operating point of b.
@@ -46,12 +46,11 @@ def compare(
     Raises:
         UserError: the images or their labels differ, or there is one class only.
     """
-    label, scores = a.label, (a.score, _in_order_of(a, b, names))
+    b = Predictions(a.image_id, a.lesion_id, a.label, _in_order_of(a, b, names))
+    label = a.label
     require_both_classes(label, "paired comparison")
-    right_a, right_b = (
-        (score >= threshold) == (label == 1)
-        for score, threshold in zip(scores, (threshold_a, threshold_b), strict=True)
-    )
+    right_a = (a.score >= threshold_a) == (label == 1)
+    right_b = (b.score >= threshold_b) == (label == 1)
     # +1 where only a is right, -1 where only b is: a weighted mean of it over one
     # class is the difference of the two rates.
     gain = right_a.astype(np.float64) - right_b
@@ -60,16 +59,10 @@ def compare(
     for rate, value in classes.items():
         of_class = (label == value).astype(np.float64)
         columns |= {f"{rate} gain": gain * of_class, f"{rate} images": of_class}
+    count, seed = settings.num_bootstrap, settings.seed
     drawn_a, drawn_b = (
-        bootstrap(
-            label,
-            a.lesion_id,
-            score,
-            num_bootstrap=settings.num_bootstrap,
-            seed=settings.seed,
-            columns=columns,
-        )
-        for score in scores
+        bootstrap(split, num_bootstrap=count, seed=seed, columns=columns)
+        for split in (a, b)
     )
 
     def figure(
@@ -89,13 +82,12 @@ def compare(
     def gained(drawn: Mapping[str, Any], rate: str) -> Any:
         return drawn[f"{rate} gain"] / drawn[f"{rate} images"]
 
-    lesions = np.asarray(a.lesion_id)
-    clustered = a.repeats_lesions
+    lesions, clustered = np.asarray(a.lesion_id), a.repeats_lesions
     found = {
         "roc_auc": figure(
             drawn_a.observed["roc_auc"] - drawn_b.observed["roc_auc"],
             drawn_a.replicates["roc_auc"] - drawn_b.replicates["roc_auc"],
-            auc_difference_p(label, *scores, a.lesion_id),
+            auc_difference_p(label, a.score, b.score, a.lesion_id),
             "DeLong, clustered (Obuchowski)" if clustered else "DeLong",
         )
     }

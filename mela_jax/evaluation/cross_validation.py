@@ -16,7 +16,7 @@ With one fixed split both are the threshold of the main report.
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,7 +31,6 @@ from mela_jax.evaluation.measure import Settings, refuse_shared
 from mela_jax.evaluation.operating_point import (
     Confusion,
     choose_threshold,
-    confusion,
     guarantee_threshold,
     lowest_of_each,
     misses_allowed,
@@ -98,26 +97,30 @@ def judge_folds(
             validation and test of one fold, or too few melanomas for a guarantee.
     """
     _check_folds(folds)
-    chosen = [_calibration_scores(folds, fold, source=source) for fold in folds]
-    thresholds = tuple(_threshold(pool(parts), settings) for parts in chosen)
-    parts = [
-        _resample_fold(fold, calibration, settings, threshold)
-        for fold, calibration, threshold in zip(folds, chosen, thresholds, strict=True)
-    ]
-    values = _figures([part[0] for part in parts])
-    replicates = _figures([part[1] for part in parts])
-    counts = [
-        asdict(confusion(fold.test.label, fold.test.score, threshold))
-        for fold, threshold in zip(folds, thresholds, strict=True)
-    ]
+    thresholds, observed, resampled = [], [], []
+    lesions = dict.fromkeys(RATES, 0)
+    for fold in folds:
+        calibration = _calibration_scores(folds, fold, source=source)
+        threshold = _threshold(pool(calibration), settings)
+        thresholds.append(threshold)
+        once = np.ones((1, fold.test.label.size), dtype=np.int64)
+        observed.append(_count(fold.test, once, np.asarray([threshold])))
+        resampled.append(_resample_fold(fold.test, calibration, settings))
+        # Folds share no lesion.
+        names = np.asarray(fold.test.lesion_id)
+        melanoma, flagged = fold.test.label == 1, fold.test.score >= threshold
+        counted = (melanoma, ~melanoma, flagged, ~flagged)
+        for rate, held in zip(RATES, counted, strict=True):
+            lesions[rate] += len(np.unique(names[held]))
+    total = _sum(observed)
     return Judged(
-        thresholds=thresholds,
+        thresholds=tuple(thresholds),
         confusion=Confusion(
-            **{name: sum(c[name] for c in counts) for name in counts[0]}
+            **{name: int(total[name][0]) for name in ("tp", "fp", "tn", "fn")}
         ),
-        values={name: float(figure[0]) for name, figure in values.items()},
-        replicates=replicates,
-        lesions=_lesions(folds, thresholds),
+        values={name: float(f[0]) for name, f in _figures(total, len(folds)).items()},
+        replicates=_figures(_sum(resampled), len(folds)),
+        lesions=lesions,
     )
 
 
@@ -152,62 +155,55 @@ def _calibration_scores(
     parts = []
     for val in (other.val for other in folds):
         rows = [i for i, name in enumerate(val.lesion_id) if name not in judged]
+        images = [val.image_id[i] for i in rows]
+        lesions = [val.lesion_id[i] for i in rows]
         if rows:
-            parts.append(
-                Predictions(
-                    [val.image_id[i] for i in rows],
-                    [val.lesion_id[i] for i in rows],
-                    val.label[rows],
-                    val.score[rows],
-                )
-            )
+            part = Predictions(images, lesions, val.label[rows], val.score[rows])
+            parts.append(part)
     return parts
 
 
 def _threshold(val: Predictions, settings: Settings) -> float:
     """Choose the threshold by the policy of the settings."""
+    target, delta = settings.target, settings.delta
     if settings.policy == "empirical":
-        return choose_threshold(val.label, val.score, target=settings.target)
+        return choose_threshold(val.label, val.score, target=target)
     return guarantee_threshold(
-        val.label,
-        val.score,
-        val.lesion_id,
-        target=settings.target,
-        delta=settings.delta,
+        val.label, val.score, val.lesion_id, target=target, delta=delta
     ).required_threshold()
 
 
 def _resample_fold(
-    fold: Fold,
-    calibration: Sequence[Predictions],
-    settings: Settings,
-    threshold: float,
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Return areas and counts of one fold: observed [1] and resampled [R] each."""
-    test = fold.test
-    at = _resampled_thresholds(calibration, settings)
-
-    def counts(weight: IntArray, thresholds: FloatArray) -> dict[str, FloatArray]:
-        curves = curve_figures(test.label, test.score, weight)
-        flagged = weight * (test.score[None] >= thresholds[:, None])
-        positives = weight @ test.label
-        tp = flagged @ test.label
-        given = np.isfinite(thresholds)
-        return {
-            "roc_auc": curves["roc_auc"],
-            "pr_auc": curves["pr_auc"],
-            "tp": np.where(given, tp, np.nan),
-            "fp": np.where(given, flagged.sum(axis=1) - tp, np.nan),
-            "positives": positives.astype(np.float64),
-            "negatives": curves["images"] - positives,
-        }
-
-    once = np.ones((1, test.label.size), dtype=np.int64)
-    rows, start = [], 0
+    test: Predictions, calibration: Sequence[Predictions], settings: Settings
+) -> dict[str, FloatArray]:
+    """Return `_count` of every replicate, at the threshold of that replicate."""
+    thresholds = _resampled_thresholds(calibration, settings)
+    parts, start = [], 0
     for weight in _weights(test, settings):
-        rows.append(counts(weight, at[start : start + len(weight)]))
+        at = thresholds[start : start + len(weight)]
+        parts.append(_count(test, weight, at))
         start += len(weight)
-    return counts(once, np.asarray([threshold])), concatenate(rows)
+    return concatenate(parts)
+
+
+def _count(
+    test: Predictions, weight: IntArray, thresholds: FloatArray
+) -> dict[str, FloatArray]:
+    """Return areas and counts [R] under weights [R, N] at thresholds [R] or NaN."""
+    curves = curve_figures(test.label, test.score, weight)
+    flagged = weight * (test.score[None] >= thresholds[:, None])
+    positives = weight @ test.label
+    tp = np.where(np.isfinite(thresholds), flagged @ test.label, np.nan)
+    fp = flagged.sum(axis=1) - tp
+    return {
+        **{name: curves[name] for name in AREAS},
+        "tp": tp,
+        "fp": fp,
+        "tn": curves["images"] - positives - fp,
+        "fn": positives - tp,
+        "positives": positives,
+        "negatives": curves["images"] - positives,
+    }
 
 
 def _weights(scores: Predictions, settings: Settings) -> Iterator[IntArray]:
@@ -259,29 +255,19 @@ def _misses(total: int, settings: Settings) -> int:
     return misses_allowed(total, target=settings.target)
 
 
-def _figures(parts: Sequence[dict[str, FloatArray]]) -> dict[str, FloatArray]:
-    """Return each figure over all folds, [R]."""
-    total = {name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]}
-    tp, fp = total["tp"], total["fp"]
-    fn, tn = total["positives"] - tp, total["negatives"] - fp
+def _sum(folds: Sequence[dict[str, FloatArray]]) -> dict[str, FloatArray]:
+    """Add up the counts and areas of all folds."""
+    return {name: np.sum([fold[name] for fold in folds], axis=0) for name in folds[0]}
+
+
+def _figures(total: dict[str, FloatArray], num_folds: int) -> dict[str, FloatArray]:
+    """Return each figure over all folds, [R], from `_sum`."""
+    tp, fp, tn, fn = (total[name] for name in ("tp", "fp", "tn", "fn"))
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
-            "roc_auc": total["roc_auc"] / len(parts),
-            "pr_auc": total["pr_auc"] / len(parts),
+            **{name: total[name] / num_folds for name in AREAS},
             "sensitivity": tp / total["positives"],
             "specificity": tn / total["negatives"],
             "ppv": tp / (tp + fp),
             "npv": tn / (tn + fn),
         }
-
-
-def _lesions(folds: Sequence[Fold], thresholds: Sequence[float]) -> dict[str, int]:
-    """Count the lesions in each rate's denominator; folds share none."""
-    found = dict.fromkeys(RATES, 0)
-    for fold, threshold in zip(folds, thresholds, strict=True):
-        names = np.asarray(fold.test.lesion_id)
-        melanoma, flagged = fold.test.label == 1, fold.test.score >= threshold
-        counted = (melanoma, ~melanoma, flagged, ~flagged)
-        for rate, held in zip(RATES, counted, strict=True):
-            found[rate] += len(np.unique(names[held]))
-    return found

@@ -30,6 +30,7 @@ from mela_jax.evaluation.operating_point import (
     guarantee_threshold,
 )
 from mela_jax.evaluation.rates import (
+    RATES,
     Rates,
     at_prevalence,
     net_benefit_at,
@@ -88,10 +89,8 @@ class Settings:
         ):
             if choice not in choices:
                 raise UserError(f"{name} {choice!r} is none of {', '.join(choices)}")
-        for name, value in (
-            ("delta", self.delta),
-            *(("prevalence", p) for p in self.prevalences),
-        ):
+        shares = [("delta", self.delta), *(("prevalence", p) for p in self.prevalences)]
+        for name, value in shares:
             if not 0 < value < 1:
                 raise UserError(f"{name} {value} is not above 0 and below 1")
         if not 0 < self.target <= 1:
@@ -111,9 +110,8 @@ def selection_metrics(
         target: wanted sensitivity, in (0, 1].
 
     Returns:
-        "roc_auc"; "pr_auc" (average precision); "specificity_at_target": specificity
-        at the highest threshold whose sensitivity on these same data reaches the
-        target.
+        "roc_auc"; "pr_auc" (average precision); "specificity_at_target", at the highest
+        threshold whose sensitivity on these same data reaches the target.
 
     Raises:
         UserError: one class only, or unfit labels, scores or target.
@@ -148,20 +146,15 @@ def evaluate_model(
     require_both_classes(val.label, "val")
     require_both_classes(test.label, "test")
     refuse_shared(val, test)
+    target, delta = settings.target, settings.delta
     guarantee, by_image = (
-        guarantee_threshold(
-            val.label,
-            val.score,
-            lesions,
-            target=settings.target,
-            delta=settings.delta,
-        )
-        if settings.target < 1
+        guarantee_threshold(val.label, val.score, lesions, target=target, delta=delta)
+        if target < 1
         else None
         for lesions in (val.lesion_id, None)
     )
     thresholds = {
-        "empirical": choose_threshold(val.label, val.score, target=settings.target),
+        "empirical": choose_threshold(val.label, val.score, target=target),
         "guaranteed": guarantee.threshold if guarantee else None,
     }
     if settings.policy == "guaranteed":
@@ -171,12 +164,8 @@ def evaluate_model(
             )
         guarantee.required_threshold()
     given = {policy: at for policy, at in thresholds.items() if at is not None}
-    fitted = fit_calibration(
-        val.label,
-        val.score,
-        method=settings.calibration,
-        threshold=given[settings.policy],
-    )
+    method, threshold = settings.calibration, given[settings.policy]
+    fitted = fit_calibration(val.label, val.score, method=method, threshold=threshold)
     calibration = fitted if isinstance(fitted, Calibration) else None
     return {
         "val": _measure(val, settings, given, calibration, whole=False),
@@ -196,10 +185,8 @@ def refuse_shared(val: Predictions, test: Predictions) -> None:
     Raises:
         UserError: it does.
     """
-    for what, shared in (
-        ("image", set(val.image_id) & set(test.image_id)),
-        ("lesion", set(val.lesion_id) & set(test.lesion_id)),
-    ):
+    for what in ("image", "lesion"):
+        shared = set(getattr(val, f"{what}_id")) & set(getattr(test, f"{what}_id"))
         if shared:
             raise UserError(
                 f"val and test share {len(shared)} {what}(s), for example "
@@ -215,14 +202,9 @@ def _measure(
     *,
     whole: bool,
 ) -> dict[str, Any]:
-    """Return the figures of one split at the threshold of each policy.
+    """Return the figures of one split, and `whole` those that only a test set gets.
 
-    Args:
-        split: the scores.
-        settings: how to judge.
-        thresholds: policy -> threshold, chosen on validation.
-        calibration: the map fitted on validation.
-        whole: with the figures that only a test set gets.
+    Thresholds, by their policy, and calibration come from validation.
     """
     melanoma = split.label == 1
     rates = Rates(split)
@@ -241,9 +223,7 @@ def _measure(
     if whole and calibrated is not None:
         columns |= net_benefit_columns(split.label, calibrated, DECISION_THRESHOLDS)
     drawn = bootstrap(
-        split.label,
-        split.lesion_id,
-        split.score,
+        split,
         num_bootstrap=settings.num_bootstrap,
         seed=settings.seed,
         columns=columns,
@@ -262,22 +242,18 @@ def _measure(
             return {"value": value, "low": 0.0, "high": most}
         return {**percentile_interval(value, drawn.replicates[name])}
 
-    counts = {
-        policy: confusion(split.label, split.score, threshold)
-        for policy, threshold in thresholds.items()
-    }
-    points = {
-        policy: {
+    points = {}
+    for policy, threshold in thresholds.items():
+        counts = confusion(split.label, split.score, threshold)
+        points[policy] = {
             "target_sensitivity": settings.target,
             "threshold": threshold,
             "chosen_on": "val",
             **rates.by_image(policy),
-            "confusion": asdict(counts[policy]),
-            "flags_everyone": counts[policy].flags_everyone,
+            "confusion": asdict(counts),
+            "flags_everyone": counts.flags_everyone,
             "by_lesion": rates.by_lesion(policy, drawn),
         }
-        for policy, threshold in thresholds.items()
-    }
     figures: dict[str, Any] = {
         "n": int(split.label.size),
         "positives": int(split.label.sum()),
@@ -329,7 +305,7 @@ def _measure(
 def _prevalences(
     split: Predictions, settings: Settings, rates: Rates, drawn: Resampled
 ) -> list[dict[str, Any]]:
-    names = [f"{settings.policy} {rate}" for rate in ("sensitivity", "specificity")]
+    names = [f"{settings.policy} {rate}" for rate in RATES[:2]]
     se, sp = (rates.interval(name, drawn) for name in names)
     replicates = None
     if all(rates.varies(name) for name in names):

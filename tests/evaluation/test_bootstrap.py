@@ -26,14 +26,21 @@ from mela_jax.evaluation.scores import Predictions
 
 
 def weighted_areas(label: Any, score: Any, weight: Any) -> tuple[Any, Any]:
+    label, score, weight = map(np.asarray, (label, score, weight))
     found = curve_figures(label, score, weight)
     return found["roc_auc"], found["pr_auc"]
+
+
+def split_of(label: Any, lesions: list[str], score: Any) -> Predictions:
+    images = [str(k) for k in range(len(lesions))]
+    return Predictions(images, lesions, np.asarray(label), np.asarray(score))
 
 
 def clustered_bootstrap(
     label: Any, lesions: Any, score: Any, *, num_bootstrap: int, seed: int
 ) -> dict[str, Any]:
-    drawn = bootstrap(label, lesions, score, num_bootstrap=num_bootstrap, seed=seed)
+    split = split_of(label, lesions, score)
+    drawn = bootstrap(split, num_bootstrap=num_bootstrap, seed=seed)
     return {
         **{
             name: percentile_interval(drawn.observed[name], drawn.replicates[name])
@@ -117,8 +124,7 @@ def paired(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compare two scores of the same images."""
-    images = [str(k) for k in range(len(lesions))]
-    a, b = (Predictions(images, lesions, label, score) for score in scores)
+    a, b = (split_of(label, lesions, score) for score in scores)
     settings = Settings(num_bootstrap=num_bootstrap, seed=seed)
     found = compare(
         a, b, settings, threshold_a=thresholds[0], threshold_b=thresholds[1]

@@ -78,9 +78,7 @@ def test_intervals_of_rates_follow_the_rule() -> None:
         rates.ask_decision("partly", flagged, label == 1)
         rates.ask("all", np.ones(n, bool), among=label == 1)
         rates.ask("nothing", flagged, among=np.zeros(n, bool))
-        drawn = bootstrap(
-            label, lesions, score, num_bootstrap=2000, seed=0, columns=rates.columns
-        )
+        drawn = bootstrap(split, num_bootstrap=2000, seed=0, columns=rates.columns)
         of = int(label.sum())
         by_image = wilson(int(flagged[label == 1].sum()), of)
         assert rates.by_image("partly", ["sensitivity"])["sensitivity"] == by_image
@@ -101,11 +99,10 @@ def test_a_handful_of_lesions_are_the_trials() -> None:
     # 12 images of 3 lesions, 6 of them flagged: Wilson's for 1.5 of 3.
     lesions = [str(k // 4) for k in range(12)] + ["other"]
     label, score = np.r_[np.ones(12, int), 0], np.r_[np.tile([0.2, 0.8], 6), 0.1]
-    rates = Rates(Predictions([str(k) for k in range(13)], lesions, label, score))
+    split = Predictions([str(k) for k in range(13)], lesions, label, score)
+    rates = Rates(split)
     rates.ask("flagged", score >= 0.5, among=label == 1)
-    drawn = bootstrap(
-        label, lesions, score, num_bootstrap=50, seed=0, columns=rates.columns
-    )
+    drawn = bootstrap(split, num_bootstrap=50, seed=0, columns=rates.columns)
     low, high = proportion_confint(1.5, 3, method="wilson")
     assert rates.interval("flagged", drawn) == pytest.approx(
         {"value": 0.5, "low": low, "high": high}
