@@ -74,18 +74,13 @@ def curve_figures(
         partial_from: sensitivity in [0, 1) above which the partial area is taken.
 
     Returns:
-        Figures float64 [R]; all but the last two are NaN in a row that leaves one class
-        without weight.
-        "roc_auc": ties count one half (the trapezoid).
-        "pr_auc": average precision, the sum over distinct scores from the highest of
-        (gain in recall) x (precision there). Both equal scikit-learn's with
-        `sample_weight`.
-        "partial_auc": the area between the ROC curve and the line of sensitivity
-        `partial_from`, which is the integral of specificity over sensitivity from there
-        to 1, at most 1 - partial_from (the measure of the ISIC 2024 challenge).
-        `specificity_at(s)`: at the highest score that reaches the sensitivity s.
-        "images": the sum of the weights.
-        Each name of `columns`: its weighted sum.
+        Figures float64 [R], those of curves NaN in rows that leave a class without
+        weight. "roc_auc", ties counting one half, and "pr_auc", average precision,
+        equal scikit-learn's with `sample_weight`. "partial_auc": the integral of
+        specificity over sensitivity from `partial_from` to 1, at most 1 - partial_from
+        (the measure of the ISIC 2024 challenge). `specificity_at(s)`: at the highest
+        score that reaches the sensitivity s. "images": the sum of the weights. Each
+        name of `columns`: its weighted sum.
     """
     weight = np.asarray(weights, dtype=np.float64)
     figures = {"images": weight.sum(axis=1)}
@@ -131,12 +126,7 @@ def bootstrap(
     Each replicate draws as many lesions as there are, with replacement, and takes all
     images of a drawn lesion. The lesions drawn depend on their names and the seed
     alone, so that the replicates of two models on the same images are paired.
-
-    Args:
-        split: scores of both classes.
-        num_bootstrap: replicates to draw, >= 1.
-        seed: of the resampling.
-        **curves: `columns`, `sensitivities` and `partial_from` of `curve_figures`.
+    Keywords `columns`, `sensitivities` and `partial_from` are those of `curve_figures`.
 
     Raises:
         UserError: one class only, num_bootstrap < 1, or no replicate with both classes.
@@ -199,10 +189,7 @@ def resample_lesions(
 ) -> Iterator[IntArray]:
     """Yield weights int64 [r, N] of the images, some replicates at a time.
 
-    An image weighs as often as its lesion was drawn.
-
-    Raises:
-        UserError: num_bootstrap < 1.
+    An image weighs as often as its lesion was drawn. UserError: num_bootstrap < 1.
     """
     if num_bootstrap < 1:
         raise UserError(f"num_bootstrap is {num_bootstrap}; draw at least 1 replicate")

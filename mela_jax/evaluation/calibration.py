@@ -111,10 +111,6 @@ def fit_calibration(
         The calibration, or half a sentence that says why there is none: scores that
         are constant or do not rise with melanoma, a fit that does not settle, or a
         slope outside `SLOPES`, as a nearly constant score of an untrained model gets.
-
-    Raises:
-        UserError: unfit labels or scores.
-        ValueError: another method.
     """
     label, score = check_binary(labels, scores)
     if method == "none":
@@ -170,16 +166,14 @@ def calibration_figures(
     """Return how well probabilities [N] in [0, 1] agree with a split's labels.
 
     Returns:
-        "ece": expected calibration error over `NUM_BINS` bins of equal counts, the
-        mean over images of the bin's |share of melanomas - mean probability|
-        (Naeini et al. 2015; adaptive bins of Nixon et al. 2019, arXiv:1904.01685).
-        "brier": mean squared error (Brier 1950); "brier_of_prevalence": that of saying
-        the prevalence to everyone.
-        "intercept": calibration in the large, b of sigmoid(logit + b), 0 is ideal;
-        "slope": a of sigmoid(a * logit + b'), 1 is ideal (Cox 1958; Van Calster et al.
-        2019, doi:10.1186/s12916-019-1466-7); each with a Wald interval, by lesion where
-        images repeat one; value None where it is undefined or infinite.
-        "bins": for the reliability diagram.
+        "ece": expected calibration error over `NUM_BINS` bins of equal counts, the mean
+        over images of the bin's |share of melanomas - mean probability| (Naeini et al.
+        2015; adaptive bins of Nixon et al. 2019, arXiv:1904.01685). "brier": mean
+        squared error (Brier 1950), and "brier_of_prevalence". "intercept", b of
+        sigmoid(logit + b), and "slope", a of sigmoid(a * logit + b'), ideally 0 and 1
+        (Cox 1958; Van Calster et al. 2019, doi:10.1186/s12916-019-1466-7), each with a
+        Wald interval, by lesion where images repeat one; None where undefined or
+        infinite. "bins": for the reliability diagram.
     """
     label = split.label
     of_image = adaptive_bins(probabilities)

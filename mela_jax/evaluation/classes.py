@@ -28,8 +28,7 @@ class ClassScores:
         names: K >= 2 names, as in the file, different whatever their case.
         truth: int64 [N], index of the true class.
         score: float64 [N, K] in [0, 1].
-        melanoma: index of the class that is melanoma; found by its name where it is
-            not given.
+        melanoma: its index; found by its name where it is not given.
 
     Raises:
         UserError: a score is not a number from 0 to 1, a class occurs twice, or none
@@ -102,17 +101,10 @@ def restore_classes(
     score: npt.NDArray[np.float64],
     class_score: npt.NDArray[np.float64],
 ) -> ClassScores:
-    """Return what the columns of this project's CSV say of the classes.
+    """Return what the columns of this project's CSV say of the K classes of N images.
 
     Melanoma may have any name: it is the class whose images are those of label 1, and
-    whose column is `score` to the last bit.
-
-    Args:
-        names: K names.
-        dx: N names of true classes.
-        label: int64 [N], 1 for melanoma.
-        score: float64 [N], P(melanoma).
-        class_score: float64 [N, K] in [0, 1].
+    whose column of `class_score` [N, K] is `score` [N] to the last bit.
 
     Raises:
         UserError: a true class is none of `names`, or no class can be melanoma.

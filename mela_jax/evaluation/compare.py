@@ -26,19 +26,12 @@ def compare(
     Both models are scored on the same resampled lesions, so what makes a test set
     easy or hard cancels. Specificity and sensitivity are each at the model's own
     frozen threshold; a gain in one means little if it is paid for in the other.
-
-    Args:
-        a: scores of one model.
-        b: scores of the other.
-        settings: replicates and seed.
-        threshold_a: frozen operating point of a.
-        threshold_b: frozen operating point of b.
-        names: of the models, for messages.
+    The models' `names` are for messages.
 
     Returns:
-        "split": "test"; for "roc_auc", "specificity" and "sensitivity" each
+        "split": "test"; for "roc_auc", "specificity" and "sensitivity" the
         "difference"; "low" and "high", its percentile interval; "replicates", how many
-        were used; "p" and "test": DeLong's for ROC-AUC (Obuchowski's where images
+        were used; "p" of the "test": DeLong's for ROC-AUC (Obuchowski's where images
         repeat a lesion), McNemar's for the decisions (Yang's clustered one where images
         repeat a lesion); "shown": whether the interval leaves out zero **and** p is
         below 0.05.

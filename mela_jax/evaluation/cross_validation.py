@@ -87,11 +87,6 @@ def judge_folds(
     often wherever it occurs, and the draw depends on the names of the lesions and
     the seed alone, so that the replicates of all models on the same images are paired.
 
-    Args:
-        folds: one for each fold, or one for a fixed split.
-        settings: target, policy, delta, num_bootstrap and seed.
-        source: of the threshold, "own" or "pooled", see above.
-
     Raises:
         UserError: no fold, a set with one class only, a lesion in two test sets or in
             validation and test of one fold, or too few melanomas for a guarantee.

@@ -43,10 +43,7 @@ def wilson(successes: float, n: int) -> Interval:
     """Return successes / n with its Wilson score interval (Wilson 1927).
 
     Successes need not be whole where trials are clusters. With n = 0 the proportion is
-    undefined: an `unknown_interval`.
-
-    Raises:
-        ValueError: successes is not in [0, n].
+    undefined: an `unknown_interval`. ValueError: successes is not in [0, n].
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials")
@@ -67,10 +64,7 @@ def clopper_pearson_lower(successes: int, n: int, *, delta: float) -> float:
     """Return the one-sided lower Clopper-Pearson bound (Clopper and Pearson 1934).
 
     The bound lies above the true proportion with probability delta in (0, 1) at most,
-    whatever that proportion is.
-
-    Raises:
-        ValueError: successes is not in [0, n], or n is 0.
+    whatever that proportion is. ValueError: successes is not in [0, n], or n is 0.
     """
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} successes in {n} trials")
@@ -83,10 +77,9 @@ def _components(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Compute DeLong's components of K scores [K, N] by midranks (Sun and Xu 2014).
 
-    Returns:
-        ROC-AUC [K]; by how much each melanoma's share of the others that it outranks
-        exceeds it [K, m]; and likewise for each other image the share of melanomas
-        above it [K, n].
+    Returns ROC-AUC [K]; by how much each melanoma's share of the others that it
+    outranks exceeds it [K, m]; and likewise for each other image the share of
+    melanomas above it [K, n].
     """
     x, y = scores[:, label == 1], scores[:, label == 0]
     m, n = x.shape[1], y.shape[1]
@@ -167,18 +160,14 @@ def macro_auc_interval(
 ) -> Interval:
     """Return the mean of the classes' one-against-the-rest areas with its interval.
 
-    Classes without an image have no area and are left out of the mean.
+    Classes without an image have no area and are left out of the mean; true classes are
+    given by their index, int64 [N], and scores are float64 [N, K].
 
     Each class has DeLong's structural components; what they move the mean by is summed
     image by image, and over the images of a lesion, and the sums of squares make the
     variance (the same linearisation as DeLong's and Obuchowski's, which for two classes
     with complementary scores it equals where no lesion repeats). An `unknown_interval`
     where a class has one unit only.
-
-    Args:
-        truth: int64 [N], index of the true class; two or more occur.
-        scores: float64 [N, K].
-        lesion_ids: N names, or None.
     """
     lesion = _lesions(lesion_ids)
     units = np.arange(truth.size) if lesion is None else lesion
@@ -234,7 +223,7 @@ def mcnemar_p(
     right_b: npt.NDArray[np.bool_],
     lesion_ids: Sequence[str] | None = None,
 ) -> float:
-    """Return the p-value of McNemar's test on paired decisions.
+    """Return the p-value of McNemar's test on which decisions are right, bool [N] each.
 
     Where every image is a lesion of its own, the exact binomial test on the discordant
     pairs (McNemar 1947). Where images repeat a lesion, the clustered test of Yang, Sun
@@ -242,11 +231,6 @@ def mcnemar_p(
     which only a is right over those in which only b is, lesion by lesion,
     (sum d)^2 / sum d^2 is chi-squared with one degree of freedom. 1 where no pair is
     discordant.
-
-    Args:
-        right_a: bool [N], whether a decides rightly.
-        right_b: bool [N], whether b does, on the same images.
-        lesion_ids: N names, or None.
     """
     only_a, only_b = right_a & ~right_b, right_b & ~right_a
     lesion = _lesions(lesion_ids)

@@ -54,10 +54,8 @@ def read_scores(
 ) -> Predictions:
     """Read scores of this project's form, of ISIC's, or of every diagnosis.
 
-    Args:
-        path: the scores.
-        truth: ground truth of the same images; None where `path` has it.
-        melanoma_only: leave out the scores of other diagnoses than melanoma.
+    The ground truth is of the same images; None where `path` has it. `melanoma_only`
+    leaves out the scores of other diagnoses than melanoma.
 
     Raises:
         UserError: a file is absent or of no known form, a value is out of range, or
@@ -189,12 +187,7 @@ def _of_classes(table: Table, answers: Table, *, melanoma_only: bool) -> Predict
 
 
 def _true_classes(table: Table, names: Sequence[str]) -> list[int]:
-    """Return the number of the true class in `names` for each row of a table.
-
-    Raises:
-        UserError: the classes differ from `names`, an image has a class that is none
-            of them, or not exactly one; or a label of 0 and 1 contradicts the class.
-    """
+    """Return the number of the true class in `names` for each row of a table."""
     number_of = {name.lower(): number for number, name in enumerate(names)}
     listed = ", ".join(names)
     column = _truth_column(table)
@@ -237,11 +230,8 @@ def write_isic(
 ) -> None:
     """Write an ISIC CSV of scores.
 
-    Args:
-        path: the file; replaced where it exists.
-        image_ids: N names.
-        scores: {"target": N scores} for the form of 2020; diagnoses in the order
-            wanted, {"MEL": ..., "NV": ..., ...}, for that of 2018 and 2019.
+    Scores are {"target": N scores} for the form of 2020; diagnoses in the order wanted,
+    {"MEL": ..., "NV": ..., ...}, for that of 2018 and 2019.
 
     Raises:
         UserError: lengths differ, a name occurs twice, a value is not in [0, 1], there

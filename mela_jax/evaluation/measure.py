@@ -104,14 +104,11 @@ def selection_metrics(
 ) -> dict[str, float]:
     """Return the validation figures by which the best checkpoint is chosen.
 
-    Args:
-        labels: [N] of 0 and 1, both present.
-        scores: [N] in [0, 1].
-        target: wanted sensitivity, in (0, 1].
+    Labels [N] are 0 and 1, both present, and scores [N] lie in [0, 1].
 
     Returns:
         "roc_auc"; "pr_auc" (average precision); "specificity_at_target", at the highest
-        threshold whose sensitivity on these same data reaches the target.
+        threshold whose sensitivity on these same data reaches the target in (0, 1].
 
     Raises:
         UserError: one class only, or unfit labels, scores or target.
@@ -132,12 +129,10 @@ def evaluate_model(
     """Choose the threshold on validation, freeze it, and measure both splits with it.
 
     Returns:
-        "val" and "test": figures of the split, see `docs/evaluation.md` for each;
-        "policy"; "thresholds": policy -> threshold, None where the guarantee takes more
-        melanomas than validation has; "guarantee", by lesion, and what it would be by
-        image; "calibration": the fitted map, or None, and then "uncalibrated": why.
-        Every rate is {value, low, high} with a 95 % interval, its value None where it
-        is undefined (nobody flagged: PPV).
+        What metrics.json holds of a model, see `docs/evaluation.md`. "thresholds" and
+        "guarantee" are None where validation has too few melanomas, "calibration" is
+        None where "uncalibrated" says why. Every rate is {value, low, high} with a 95 %
+        interval, its value None where it is undefined (nobody flagged: PPV).
 
     Raises:
         UserError: a split with one class only, an image or a lesion in both splits, or

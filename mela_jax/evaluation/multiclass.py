@@ -30,13 +30,9 @@ def class_selection_metrics(
 ) -> dict[str, float]:
     """Return figures of the arg-max by which the best checkpoint can be chosen.
 
-    The decision is the class with the highest probability; with one class, which is
-    melanoma, P >= 0.5.
-
-    Args:
-        labels: int [N], index of the true class; with one class 1 for melanoma, else 0.
-        probabilities: float [N, K], P(class).
-        melanoma: index of the class that is melanoma; 0 with one class.
+    The decision is the class with the highest of the probabilities [N, K]; with one
+    class, which is melanoma, P >= 0.5. Labels int [N] are indices of the true class;
+    with one class 1 for melanoma, else 0.
 
     Returns:
         "macro_f1": mean F1 of the classes that are true or decided somewhere;
@@ -72,22 +68,11 @@ def ask_classes(classes: ClassScores, rates: Rates) -> None:
 
 
 def class_figures(split: Predictions, rates: Rates, drawn: Resampled) -> dict[str, Any]:
-    """Return the figures of all classes of a split that scores them.
+    """Return "multiclass" of metrics.json, for a split whose classes are scored.
 
-    Returns:
-        "classes": names, in the order of the file; "melanoma": the one that is;
-        "absent": those of which there is no image: their sensitivity and area are
-        undefined, and balanced accuracy and macro area are means over the others;
-        "not_summing_to_1" and "tied": images whose scores do not add up to 1, and whose
-        highest score is shared, which counts as wrong for every class;
-        "accuracy": by lesion; "balanced_accuracy": see `balanced_accuracy`;
-        "macro_roc_auc": mean of the areas, with `macro_auc_interval`;
-        "confusion": counts of images, a row for each true class and a column for each
-        decision, the last one for ties;
-        "per_class": rows with "name", "n" and "lesions" that are it, "few" (fewer than
-        `FEW` images), "roc_auc" (it against the rest, DeLong, by image; None where it
-        is absent), "roc_auc_by_lesion" (Obuchowski), "sensitivity", "specificity" and
-        "ppv" with Wilson's intervals by image, and the same under "by_lesion".
+    See `docs/evaluation.md`, "All diagnoses"; besides, "not_summing_to_1" and "tied"
+    count images whose scores do not add up to 1, and whose highest score is shared;
+    "few" marks a class with fewer than `FEW` images.
     """
     classes = split.classes
     assert classes is not None, "only where every class is scored"
@@ -140,11 +125,7 @@ def balanced_accuracy(
     each of the classes occurs. A class that is always right, or never, cannot vary
     under resampling; then the classes' own intervals are combined by square and add,
     half width = sqrt(sum of squared half widths) / K (Zou and Donner 2008,
-    doi:10.1002/sim.3095).
-
-    Returns:
-        "value", "low", "high"; "method": "bootstrap" or "square and add"; "replicates":
-        those used, 0 without.
+    doi:10.1002/sim.3095). "method" says which, "replicates" how many were used.
     """
     names = [f"class {k} sensitivity" for k in present]
     found: list[Interval] = [rates.interval(name, drawn) for name in names]

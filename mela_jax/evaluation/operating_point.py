@@ -29,14 +29,7 @@ POLICIES = ("empirical", "guaranteed")
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of images at one threshold.
-
-    Attributes:
-        tp: melanomas flagged.
-        fp: other images flagged.
-        tn: other images let pass.
-        fn: melanomas missed.
-    """
+    """Counts of images at one threshold: melanomas are positive, flagged or missed."""
 
     tp: int
     fp: int
@@ -56,9 +49,7 @@ def choose_threshold(
 
     Sensitivity is a step function that falls only just above a melanoma's score, so
     the answer is the score of a melanoma. Tied images are flagged together.
-
-    Raises:
-        UserError: the target is outside (0, 1], or there is no melanoma.
+    UserError: the target is outside (0, 1], or there is no melanoma.
     """
     if not 0.0 < target <= 1.0:
         raise UserError(
@@ -84,11 +75,9 @@ class Guarantee:
         delta: probability with which the promise may be broken.
         units: melanoma lesions of validation that were counted.
         allowed_misses: how many of them the threshold may miss; -1 where there are too
-            few lesions to allow even none.
-        threshold: the largest threshold whose lower bound reaches the target; None
-            where there is none.
-        lower_bound: one-sided Clopper-Pearson bound on sensitivity at that threshold;
-            None where there is none.
+            few lesions to allow even none, and then the next two are None.
+        threshold: the largest threshold whose lower bound reaches the target.
+        lower_bound: one-sided Clopper-Pearson bound on sensitivity there.
         most: highest sensitivity that these lesions could guarantee, with no miss:
             delta ** (1 / units).
         units_needed: melanoma lesions needed for the target, if none is missed.
@@ -142,11 +131,8 @@ def guarantee_threshold(
     The test needs independent units. Images of one lesion are not, so each melanoma
     lesion is one unit with its **lowest** score: it counts as missed when any of its
     images is. The promise is then for a new lesion, whichever of its images is taken.
-
     Without `lesion_ids` every image is taken as a lesion of its own.
-
-    Raises:
-        UserError: target or delta is not in (0, 1), or there is no melanoma.
+    UserError: target or delta is not in (0, 1), or there is no melanoma.
     """
     needed = lesions_needed(target=target, delta=delta)
     held, score = _melanoma_scores(labels, scores)
@@ -179,9 +165,8 @@ def misses_guaranteed(
 ) -> tuple[int, float | None]:
     """Return how many of `units` melanoma lesions a guaranteed threshold may miss.
 
-    Returns:
-        The largest number of misses whose lower bound on sensitivity reaches the
-        target, and that bound; -1 and None where even no miss is too many.
+    The largest number whose lower bound on sensitivity reaches the target, and that
+    bound; -1 and None where even no miss is too many.
     """
     misses, bound = -1, None
     while misses + 1 < units:
@@ -197,9 +182,7 @@ def lesions_needed(*, target: float, delta: float) -> int:
     """Return how many melanoma lesions a guarantee takes if none of them is missed.
 
     The smallest n with target ** n <= delta: 45 for 95 % at 90 % confidence.
-
-    Raises:
-        UserError: target or delta is not in (0, 1).
+    UserError: target or delta is not in (0, 1).
     """
     for name, value in (("target sensitivity", target), ("delta", delta)):
         if not 0.0 < value < 1.0:

@@ -60,12 +60,8 @@ class Rates:
     ) -> None:
         """Ask for some of `RATES`, each by the name `<decision> <rate>`.
 
-        Args:
-            decision: its name.
-            flagged: bool [N], what it decides.
-            positive: bool [N], what is true.
-            among: bool [N], the images that count; None: all.
-            rates: which.
+        What is flagged, what is positive and which images count (None: all) are bool
+        [N].
         """
         shares = {
             "sensitivity": (flagged, positive),
@@ -124,18 +120,13 @@ def at_prevalence(
     specificity: Interval,
     replicates: Sequence[FloatArray] | None,
 ) -> dict[str, Any]:
-    """Return PPV, NPV and counts of 1,000 people at a prevalence.
+    """Return PPV, NPV and counts of 1,000 people at a prevalence in (0, 1).
 
     By Bayes: PPV = se p / (se p + (1 - sp)(1 - p)), and NPV = sp (1 - p) / (sp (1 - p)
-    + (1 - se) p). Intervals are percentiles over the replicates. Without replicates,
-    for rates that do not vary enough under resampling, both intervals' limits are
-    combined at their worst and at their best, which is wider than 95 %.
-
-    Args:
-        prevalence: share of melanomas among those examined, in (0, 1).
-        sensitivity: with its interval; value not None.
-        specificity: with its interval; value not None.
-        replicates: paired replicates of sensitivity and specificity, float64 [R] each.
+    + (1 - se) p). Intervals are percentiles over the paired replicates, float64 [R], of
+    sensitivity and specificity. Without them, for rates that do not vary enough under
+    resampling, both intervals' limits are combined at their worst and at their best,
+    which is wider than 95 %.
 
     Returns:
         "prevalence"; "ppv" and "npv" as intervals, value None where nobody is flagged,
@@ -190,13 +181,9 @@ def net_benefit_columns(
 ) -> dict[str, FloatArray]:
     """Return, for each threshold, 1 or -w of each flagged image, float64 [N].
 
-    w is the odds of the threshold, pt / (1 - pt); the mean of a column is the net
-    benefit TP / n - w FP / n (Vickers and Elkin 2006, doi:10.1177/0272989X06295361).
-
-    Args:
-        label: int [N] of 0 and 1.
-        probabilities: float64 [N], calibrated.
-        thresholds: probabilities in (0, 1).
+    w is the odds of the threshold in (0, 1), pt / (1 - pt), on calibrated
+    probabilities; the mean of a column is the net benefit TP / n - w FP / n (Vickers
+    and Elkin 2006, doi:10.1177/0272989X06295361).
     """
     gains = {at: np.where(label == 1, 1.0, -at / (1 - at)) for at in thresholds}
     return {

@@ -89,8 +89,7 @@ class Predictions:
         score: float64 [N], P(melanoma) in [0, 1].
         details: column of `DETAILS` -> N texts, "" where unknown; age in years. A
             column of which nothing is known is left out.
-        classes: scores of every diagnosis, row by row; None where only melanoma was
-            scored.
+        classes: scores of every diagnosis; None where only melanoma was scored.
 
     Raises:
         UserError: see `check_binary`; also for columns of different lengths, an empty
@@ -168,9 +167,6 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions) ->
 
     Columns are `image_id,lesion_id,label,score`, then those details of which something
     is known, then P(class) of every class as `p_<class>`; `dx` is then the true class.
-
-    Raises:
-        UserError: the file cannot be written.
     """
     columns: dict[str, Sequence[object]] = {
         "image_id": predictions.image_id,
@@ -190,11 +186,7 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions) ->
 def write_columns(
     path: str | os.PathLike[str], columns: Mapping[str, Sequence[object]]
 ) -> None:
-    """Write a CSV, whole or not at all; floats as the shortest text that names them.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write a CSV, whole or not at all; floats as the shortest text that names them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -212,9 +204,8 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
 
     Raises:
         UserError: naming the file and, where there is one, the line: no table, a
-            missing column, an empty name, a label other than 0 and 1, a score that is
-            not a finite number in [0, 1], an image named twice, or a `dx` that is no
-            class.
+            missing column, an empty name, an image named twice, or a value that is
+            none.
     """
     table = read_table(path)
     image_id, lesion_id = read_names(table, table.require("image_id"))

@@ -61,8 +61,7 @@ class Spread:
         error: standard error; NaN where the resampling says nothing.
         freedom: degrees of freedom, in [S - 1, inf].
         seed_sd: standard deviation over the seeds; None with one seed.
-        lesion_sd: standard deviation over resampled lesions that all seeds share, or
-            of the one seed there is.
+        lesion_sd: that over resampled lesions that all seeds share, or of the one seed.
     """
 
     mean: float
@@ -139,15 +138,10 @@ def interval_over_seeds(
 
     The interval is symmetric in the logit of the figure (delta method), so that it
     stays within 0 and 1 and is honest near them. A rate that is exactly 0 or 1 with
-    every seed does not vary under resampling: it gets Wilson's interval with lesions
-    for trials; an area gets an interval of no width. A figure that is undefined for a
-    seed gets an `unknown_interval`.
-
-    Args:
-        values: float64 [S], in [0, 1], or NaN where undefined.
-        replicates: float64 [S, R], see `spread_over_seeds`, as for `luck`.
-        lesions: lesions in the denominator of a rate; None for an area.
-        luck: from `moderate_variances`.
+    every seed does not vary under resampling: it gets Wilson's interval with `lesions`,
+    those in its denominator, for trials; an area, without them, one of no width. A
+    figure that is undefined (NaN) for a seed gets an `unknown_interval`. For the other
+    arguments see `spread_over_seeds`.
     """
     spread = spread_over_seeds(values, replicates, luck)
     if not math.isfinite(spread.mean):
@@ -227,8 +221,8 @@ def difference_over_seeds(
             of the differences, seed by seed. Not used with one seed.
 
     Returns:
-        "difference"; "low" and "high"; "p"; "freedom", None where it is infinite, as
-        with one seed.
+        "difference", "low", "high", "p"; "freedom", None where it is infinite, as with
+        one seed.
     """
     spread = spread_over_seeds(values_a - values_b, replicates_a - replicates_b, luck)
     gain = spread.mean

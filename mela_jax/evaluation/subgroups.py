@@ -36,10 +36,7 @@ def ask_groups(
 ) -> dict[tuple[str, str], BoolArray]:
     """Find the groups of a test set and ask for their sensitivity and specificity.
 
-    Args:
-        split: the test set; its details make the groups.
-        flagged: bool [N], the decision at the frozen threshold.
-        rates: where they are asked for.
+    Flagged, bool [N], is the decision at the frozen threshold.
 
     Returns:
         (column, value) -> which images are of that group, bool [N]; for each value of
@@ -69,10 +66,8 @@ def group_figures(
 ) -> dict[str, Any]:
     """Return a row of the subgroup table, for a group of `ask_groups`.
 
-    Returns:
-        "by", "group", "n", "positives", "roc_auc" (None with one class only),
-        "sensitivity", "specificity" (value None where no image counts), "few_positives"
-        and "few_negatives": fewer than `FEW` images of the class.
+    "few_positives" and "few_negatives": fewer than `FEW` images of the class. "roc_auc"
+    is None with one class only.
     """
     label, lesions = split.label[held], np.asarray(split.lesion_id)[held]
     positives, negatives = int(label.sum()), int((1 - label).sum())
@@ -96,9 +91,8 @@ def false_alarms_by_diagnosis(
 ) -> list[dict[str, Any]]:
     """Return which diagnoses fill the false positives, the most frequent first.
 
-    Returns:
-        Rows with "dx", "flagged" (images), "n" (images of that diagnosis that are not
-        melanoma) and "share" of all false positives; [] without diagnoses.
+    Rows with "dx", "flagged" (images), "n" (images of that diagnosis that are not
+    melanoma) and "share" of all false positives; [] without diagnoses.
     """
     if "dx" not in split.details:
         return []
