@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,25 @@ class Table:
     def place(self, row: int) -> str:
         """Return where a row is, for a message: the file and the line."""
         return f"{self.path}, line {self.lines[row]}"
+
+    def select(
+        self, required: Sequence[str], optional: Sequence[str] = ()
+    ) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield for each row its place, and its cells under the names asked for.
+
+        Args:
+            required: columns that must be there, spelt in any way.
+            optional: columns whose cells are empty where the table lacks them.
+
+        Raises:
+            UserError: as `require`.
+        """
+        columns = {name: self.require(name) for name in required}
+        columns |= {name: found for name in optional if (found := self.find(name))}
+        for number, row in enumerate(self.rows):
+            cells = dict.fromkeys(optional, "")
+            cells |= {name: row[column] for name, column in columns.items()}
+            yield self.place(number), cells
 
 
 def read_table(path: str | os.PathLike[str]) -> Table:

@@ -1,17 +1,12 @@
 """One training run judged over its folds, or over its one fixed split.
 
 Every lesion is judged by a model and at a threshold that have not seen it. Two ways
-give the threshold of a fold:
-
-- "own": that fold's own validation scores. Neither the fold's model nor its threshold
-  has seen a lesion of its test set, in any way.
-- "pooled": the out-of-fold validation scores of all folds, put together, without the
-  lesions of this fold's test set. It rests on more melanomas. The threshold has not
-  seen the scores or labels of the lesions that it judges, but the other folds' models,
-  whose scores it is made of, were trained on some of them; and it takes the scores of
-  different models as being on one scale.
-
-With one fixed split both are the threshold of the main report.
+give the threshold of a fold: "own", from that fold's own validation scores; and
+"pooled", from the out-of-fold validation scores of all folds, put together, without the
+lesions of this fold's test set. The latter rests on more melanomas, but the other
+folds' models were trained on some of the lesions that it judges, and it takes scores of
+different models as being on one scale. With one fixed split both are the threshold of
+the main report.
 """
 
 import zlib

@@ -14,11 +14,10 @@ ground truth or beside the scores. Case does not matter in names of classes.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import MELANOMA, ClassScores, find_melanoma
@@ -27,11 +26,12 @@ from mela_jax.evaluation.scores import (
     Predictions,
     naming,
     read_details,
+    read_labels,
     read_names,
     read_predictions,
     read_probabilities,
     rows_of,
-    write_columns,
+    take_rows,
 )
 from mela_jax.tables import Table, read_table
 
@@ -43,7 +43,6 @@ _OTHER = {*IMAGE, *TRUTH, *DETAILS, "lesion_id", "score_weight", "validation_wei
 # What makes a table one of another form.
 _BINARY = {"score", "target"}
 FEWEST = 3
-_WORDS = {"benign": 0.0, "malignant": 1.0}
 
 
 def read_scores(
@@ -86,7 +85,7 @@ def _read(path: str | os.PathLike[str]) -> Table:
     if len(table.columns) != 2 or not table.columns[0].startswith("ISIC_"):
         return table
     names = ("image_name", "target")
-    cells = [table.columns, *(tuple(row.values()) for row in table.rows)]
+    cells = [table.columns, *(row.values() for row in table.rows)]
     rows = [dict(zip(names, row, strict=True)) for row in cells]
     return Table(table.path, names, rows, [1, *table.lines])
 
@@ -100,16 +99,21 @@ def _classes(table: Table) -> tuple[str, ...]:
     return classes if fits else ()
 
 
+def _first(table: Table, names: Sequence[str]) -> str | None:
+    """Return the column with the first of these names that there is."""
+    return next(filter(None, map(table.find, names)), None)
+
+
 def _truth_column(table: Table) -> str | None:
     """Return the column that names the true class, if there is one."""
     if _BINARY & set(table.columns):
         return None
-    return next(filter(None, map(table.find, TRUTH)), None)
+    return _first(table, TRUTH)
 
 
 def _image_column(table: Table) -> str:
     """Return the column that names the images."""
-    found = next(filter(None, map(table.find, IMAGE)), None)
+    found = _first(table, IMAGE)
     if found is None:
         raise _unknown(table, f"none of the columns is {', '.join(IMAGE)}")
     return found
@@ -123,8 +127,8 @@ def _unknown(table: Table, problem: str) -> UserError:
     )
 
 
-def _match(table: Table, answers: Table) -> tuple[list[str], list[int]]:
-    """Return the scored images and the row of each in the ground truth."""
+def _match(table: Table, answers: Table) -> tuple[list[str], Table]:
+    """Return the scored images and the ground truth in their order."""
     scored, _ = read_names(table, _image_column(table))
     labelled, _ = read_names(answers, _image_column(answers))
     different = set(scored) ^ set(labelled)
@@ -135,53 +139,42 @@ def _match(table: Table, answers: Table) -> tuple[list[str], list[int]]:
             f"{len(different & set(labelled))} a label only ({min(different)}); score "
             "all images of the ground truth and no others"
         )
-    return scored, rows_of(scored, labelled)
+    return scored, take_rows(answers, rows_of(scored, labelled))
 
 
 def _of_melanoma(table: Table, answers: Table) -> Predictions:
     """Return P(melanoma) of one table and the labels of another."""
-    image_id, order = _match(table, answers)
-    score, label = (_read_melanoma(each) for each in (table, answers))
-    wrong = np.flatnonzero(~np.isin(label, (0, 1)))
-    if wrong.size:
-        raise UserError(
-            f"{answers.place(int(wrong[0]))}: the label {label[wrong[0]]} is not 0 or 1"
-        )
-    return Predictions(image_id, image_id, label[order].astype(np.int64), score)
+    image_id, answers = _match(table, answers)
+    score = read_probabilities(table, [_melanoma_column(table)])[:, 0]
+    label = read_labels(answers, _melanoma_column(answers))
+    return Predictions(image_id, image_id, label, score)
 
 
-def _read_melanoma(table: Table) -> npt.NDArray[np.float64]:
-    """Return the column of melanoma, float64 [N]."""
-    found = [c for c in table.columns if c.lower() in MELANOMA]
-    if "target" in table.columns:
-        found = ["target"]
-    if not found:
+def _melanoma_column(table: Table) -> str:
+    """Return the column of melanoma: P(melanoma), or 0 and 1."""
+    found = _first(table, ("target", *MELANOMA))
+    if found is None:
         raise _unknown(table, "no column MEL, melanoma or target")
-    return read_probabilities(table, found[:1], _WORDS)[:, 0]
+    return found
 
 
 def _of_classes(table: Table, answers: Table, *, melanoma_only: bool) -> Predictions:
     """Return the scores of every class of a table, with the truth of another."""
-    image_id, order = _match(table, answers)
+    image_id, answers = _match(table, answers)
     names = _classes(table)
     melanoma = find_melanoma(names)
-    truth = np.asarray(_true_classes(answers, names))[order]
-    details, lesion_id = read_details(table), read_names(table, _image_column(table))[1]
-    for name, texts in read_details(answers).items():
-        details[name] = [texts[row] for row in order]
-    if answers.find("lesion_id"):
-        lesions = read_names(answers, _image_column(answers))[1]
-        lesion_id = [lesions[row] for row in order]
-    details["dx"] = [names[k].lower() for k in truth]
+    truth = np.asarray(_true_classes(answers, names))
+    dx = [names[k].lower() for k in truth]
+    grouped = answers if answers.find("lesion_id") else table
     kept = (names[melanoma],) if melanoma_only else names
     scores = read_probabilities(table, kept)
     with naming(table.path):
         return Predictions(
             image_id,
-            lesion_id,
+            read_names(grouped, _image_column(grouped))[1],
             (truth == melanoma).astype(np.int64),
             scores[:, kept.index(names[melanoma])],
-            details,
+            {**read_details(table), **read_details(answers), "dx": dx},
             None if melanoma_only else ClassScores(names, truth, scores),
         )
 
@@ -221,31 +214,3 @@ def _true_classes(table: Table, names: Sequence[str]) -> list[int]:
                 f"{row[column]!r}"
             )
     return [number_of[row[column].lower()] for row in table.rows]
-
-
-def write_isic(
-    path: str | os.PathLike[str],
-    image_ids: Sequence[str],
-    scores: Mapping[str, Sequence[float]],
-) -> None:
-    """Write an ISIC CSV of scores.
-
-    Scores are {"target": N scores} for the form of 2020; diagnoses in the order wanted,
-    {"MEL": ..., "NV": ..., ...}, for that of 2018 and 2019.
-
-    Raises:
-        UserError: lengths differ, a name occurs twice, a value is not in [0, 1], there
-            is neither "target" nor "MEL", or the file cannot be written.
-    """
-    if "target" not in scores and "MEL" not in scores:
-        raise UserError("an ISIC file needs scores of target, or of MEL and the others")
-    if len(set(image_ids)) != len(image_ids):
-        raise UserError("an image is named twice; score every image once")
-    for name, values in scores.items():
-        if len(values) != len(image_ids):
-            raise UserError(f"{len(values)} scores of {name}, {len(image_ids)} images")
-        if not all(0 <= value <= 1 for value in values):
-            raise UserError(f"a score of {name} is not a number from 0 to 1")
-    first = "image_name" if "target" in scores else "image"
-    columns = {name: [float(value) for value in each] for name, each in scores.items()}
-    write_columns(path, {first: image_ids, **columns})

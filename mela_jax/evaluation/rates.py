@@ -8,7 +8,7 @@ A rate is named before the bootstrap and read after it:
     rates.interval("sensitivity", drawn)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -133,31 +133,29 @@ def at_prevalence(
         or everybody; "flagged", "found" and "missed" of 1,000 people, each {value, low,
         high} in people.
     """
-
-    def counts(se: Any, sp: Any) -> Mapping[str, Any]:
-        found, alarms = se * prevalence, (1 - sp) * (1 - prevalence)
-        missed, passed = (1 - se) * prevalence, sp * (1 - prevalence)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return {
-                "ppv": np.divide(found, found + alarms),
-                "npv": np.divide(passed, passed + missed),
-                "flagged": PER * (found + alarms),
-                "found": PER * found,
-                "missed": PER * missed,
-            }
-
-    value = counts(np.float64(sensitivity["value"]), np.float64(specificity["value"]))
-    if replicates is not None:
-        spread = counts(*replicates)
-    else:
-        se = np.asarray([sensitivity["low"], sensitivity["high"]])
-        sp = np.asarray([specificity["low"], specificity["high"]])
-        spread = counts(np.repeat(se, 2), np.tile(sp, 2))
+    spread_se, spread_sp = replicates or (
+        np.repeat([sensitivity["low"], sensitivity["high"]], 2),
+        np.tile([specificity["low"], specificity["high"]], 2),
+    )
+    # The value stands in front.
+    se = np.asarray([sensitivity["value"], *spread_se])
+    sp = np.asarray([specificity["value"], *spread_sp])
+    found, alarms = se * prevalence, (1 - sp) * (1 - prevalence)
+    missed, passed = (1 - se) * prevalence, sp * (1 - prevalence)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        counts = {
+            "ppv": found / (found + alarms),
+            "npv": passed / (passed + missed),
+            "flagged": PER * (found + alarms),
+            "found": PER * found,
+            "missed": PER * missed,
+        }
     result: dict[str, Any] = {"prevalence": prevalence}
-    for name, each in spread.items():
-        figure = percentile_interval(float(value[name]), each)
+    for name, (value, *spread) in counts.items():
+        figure = percentile_interval(value, np.asarray(spread))
         if replicates is None and figure["value"] is not None:
-            figure |= {"low": float(np.nanmin(each)), "high": float(np.nanmax(each))}
+            low, high = float(np.nanmin(spread)), float(np.nanmax(spread))
+            figure |= {"low": low, "high": high}
         result[name] = figure
     # The interval of sensitivity, and no second one beside it.
     melanomas = PER * prevalence

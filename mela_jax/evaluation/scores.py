@@ -163,10 +163,11 @@ class Predictions:
 
 
 def write_predictions(path: str | os.PathLike[str], predictions: Predictions) -> None:
-    """Write predictions as a CSV that reads back to the same bits.
+    """Write predictions as a CSV that reads back to the same bits, whole or not at all.
 
     Columns are `image_id,lesion_id,label,score`, then those details of which something
     is known, then P(class) of every class as `p_<class>`; `dx` is then the true class.
+    Floats are written as the shortest text that names them.
     """
     columns: dict[str, Sequence[object]] = {
         "image_id": predictions.image_id,
@@ -180,13 +181,6 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions) ->
         columns["dx"] = [classes.names[k] for k in classes.truth]
         for name, scores in zip(classes.names, classes.score.T, strict=True):
             columns[PREFIX + name] = scores.tolist()
-    write_columns(path, columns)
-
-
-def write_columns(
-    path: str | os.PathLike[str], columns: Mapping[str, Sequence[object]]
-) -> None:
-    """Write a CSV, whole or not at all; floats as the shortest text that names them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -209,14 +203,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     """
     table = read_table(path)
     image_id, lesion_id = read_names(table, table.require("image_id"))
-    labels = [row[table.require("label")] for row in table.rows]
-    for number, text in enumerate(labels):
-        if text not in ("0", "1"):
-            raise UserError(
-                f"{table.place(number)}: label {text!r} is neither 0 nor 1; use 1 for "
-                "melanoma and 0 for everything else"
-            )
-    label = np.asarray(labels).astype(np.int64)
+    label = read_labels(table, table.require("label"))
     score = read_probabilities(table, [table.require("score")])[:, 0]
     details = read_details(table)
     of_class = [column for column in table.columns if column.startswith(PREFIX)]
@@ -224,7 +211,8 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     if len(of_class) > 1:  # A single one is something else.
         names = [column.removeprefix(PREFIX) for column in of_class]
         class_score = read_probabilities(table, of_class)
-        dx = [known_text(row[table.require("dx")]) for row in table.rows]
+        column = table.require("dx")
+        dx = [known_text(row[column]) for row in table.rows]
         with naming(path):
             classes = restore_classes(names, dx, label, score, class_score)
     with naming(path):
@@ -265,34 +253,50 @@ def read_details(table: Table) -> dict[str, list[str]]:
     }
 
 
-def read_probabilities(
-    table: Table, columns: Sequence[str], words: Mapping[str, float] | None = None
-) -> npt.NDArray[np.float64]:
+def read_probabilities(table: Table, columns: Sequence[str]) -> npt.NDArray[np.float64]:
     """Return the numbers float64 [N, C] in some columns of a table of N rows.
-
-    Some words may stand for numbers.
 
     Raises:
         UserError: one is not a number from 0 to 1, naming its line and column.
     """
-    found = np.empty((len(table.rows), len(columns)))
-    for number, row in enumerate(table.rows):
-        for k, column in enumerate(columns):
-            text = row[column]
-            found[number, k] = value = (words or {}).get(text, _number(text))
-            # False for NaN and for both infinities, too.
-            if not 0 <= value <= 1:
-                raise UserError(
-                    f"{table.place(number)}: {column} {text!r} is not a number from 0 "
-                    "to 1; scores are probabilities, such as softmax gives, not logits"
-                )
+    found = np.asarray([[_number(row[c]) for c in columns] for row in table.rows])
+    # False for NaN and for both infinities, too.
+    for number, k in np.argwhere(~((found >= 0) & (found <= 1))):
+        text = table.rows[number][columns[k]]
+        raise UserError(
+            f"{table.place(number)}: {columns[k]} {text!r} is not a number from 0 to "
+            "1; scores are probabilities, such as softmax gives, not logits"
+        )
     return found
+
+
+def read_labels(table: Table, column: str) -> npt.NDArray[np.int64]:
+    """Return the labels int64 [N] in a column: 0 and 1, benign and malignant.
+
+    Raises:
+        UserError: one is something else, naming its line.
+    """
+    words = {"benign": 0.0, "malignant": 1.0}
+    found = [words.get(row[column], _number(row[column])) for row in table.rows]
+    for number, label in enumerate(found):
+        if label not in (0, 1):
+            raise UserError(
+                f"{table.place(number)}: {column} {table.rows[number][column]!r} is "
+                "neither 0 nor 1; use 1 for melanoma and 0 for everything else"
+            )
+    return np.asarray(found, np.int64)
 
 
 def rows_of(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
     """Return where each wanted name stands among distinct names."""
     row = {name: number for number, name in enumerate(names)}
     return [row[name] for name in wanted]
+
+
+def take_rows(table: Table, rows: Sequence[int]) -> Table:
+    """Return a table of some rows of another, in this order."""
+    taken = [(table.rows[k], table.lines[k]) for k in rows]
+    return replace(table, rows=[r for r, _ in taken], lines=[n for _, n in taken])
 
 
 @contextlib.contextmanager
@@ -323,26 +327,20 @@ def join_details(predictions: Predictions, path: str | os.PathLike[str]) -> Pred
     table = read_table(path)
     image, scored = table.require("image_id"), set(predictions.image_id)
     held = [k for k, row in enumerate(table.rows) if row[image] in scored]
-    table = replace(
-        table,
-        rows=[table.rows[k] for k in held],
-        lines=[table.lines[k] for k in held],
-    )
-    image_id, lesion_id = read_names(table, image)
+    table = take_rows(table, held)
+    image_id, _ = read_names(table, image)
     absent = scored - set(image_id)
     if absent:
         raise UserError(
             f"{path}: {len(absent)} of {len(scored)} scored images are not in it "
             f"({', '.join(sorted(absent)[:5])})"
         )
-    order = rows_of(predictions.image_id, image_id)
+    table = take_rows(table, rows_of(predictions.image_id, image_id))
     if table.find("lesion_id"):
-        predictions = replace(predictions, lesion_id=[lesion_id[k] for k in order])
-    details = {
-        name: [texts[k] for k in order] for name, texts in read_details(table).items()
-    }
+        predictions = replace(predictions, lesion_id=read_names(table, image)[1])
     with naming(path):
-        return replace(predictions, details={**predictions.details, **details})
+        details = {**predictions.details, **read_details(table)}
+        return replace(predictions, details=details)
 
 
 def pool(parts: Sequence[Predictions]) -> Predictions:

@@ -1,12 +1,9 @@
 """Figures of a training recipe: means over seeds, with seeds and lesions both random.
 
-A figure of one trained model has two kinds of luck in it: which lesions were in the
-test set, and which seed the training had. All seeds are scored on the same lesions, as
-several readers of a reader study read the same cases, so the method is that of reader
-studies: Obuchowski and Rockette 1995 (doi:10.1080/03610919508813243), with the degrees
-of freedom of Hillis 2007 (doi:10.1002/sim.2532). Seeds are the readers.
-
-With S seeds, MS the variance of the figure over seeds (S - 1 in the denominator), V the
+All seeds are scored on the same lesions, as several readers of a reader study read the
+same cases, so the method is that of reader studies: Obuchowski and Rockette 1995
+(doi:10.1080/03610919508813243), with the degrees of freedom of Hillis 2007
+(doi:10.1002/sim.2532). With S seeds, MS the variance of the figure over seeds, V the
 mean variance of one seed's figure over resampled lesions, and C the mean covariance of
 two seeds' figures over them, neither below 0, the mean over seeds has
 
@@ -16,18 +13,13 @@ two seeds' figures over them, neither below 0, the mean over seeds has
 
 MS holds the seeds and what differs between them on these lesions, C what the lesions do
 to all seeds alike; nothing is counted twice. V - C is what MS is expected to be if
-seeds had no luck of their own. An MS below it is chance; taking it as it is, as Hillis
-does, can make an interval over seeds and lesions narrower than that over lesions alone,
-so it is raised to V - C here, which errs towards wide. With one seed nothing is known
-of others: the variance is V.
+seeds had no luck of their own; an MS below it is chance, and raising it errs towards
+wide. With one seed nothing is known of others: the variance is V.
 
-Two or three seeds hardly know their own variance, so those of all recipes of a study
-inform each other by the empirical Bayes estimate of Smyth 2004
-(doi:10.2202/1544-6115.1027), which takes the place of MS: alike, they are pooled;
-unlike, each stays nearly what it is. For the difference of two recipes V and C are
-those of the differences, lesion by lesion, and MS is the sum of both recipes' variances
-over seeds: seeds are taken as independent draws, which errs towards wide where one seed
-suits both.
+For the difference of two recipes V and C are those of the differences, lesion by
+lesion, and MS is the sum of both recipes' variances over seeds: seeds are taken as
+independent draws, which errs towards wide where one seed suits both. See "Seeds and
+lesions" in docs/evaluation.md.
 """
 
 import math
@@ -164,11 +156,12 @@ def interval_over_seeds(
 def moderate_variances(groups: Sequence[FloatArray]) -> list[SeedVariance]:
     """Estimate each recipe's variance over seeds with the help of the others'.
 
-    Smyth 2004, as in limma's fitFDist and squeezeVar: variances s_i^2 with d_i degrees
-    of freedom are taken as drawn around a common s_0^2, known as well as by d_0 further
-    degrees of freedom. Both are found from mean and variance of log s_i^2. The estimate
-    is (d_0 s_0^2 + d_i s_i^2) / (d_0 + d_i), with d_0 + d_i degrees of freedom, at most
-    all that there are together.
+    Two or three seeds hardly know their own. Smyth 2004 (doi:10.2202/1544-6115.1027),
+    as in limma's fitFDist and squeezeVar: variances s_i^2 with d_i degrees of freedom
+    are taken as drawn around a common s_0^2, known as well as by d_0 further degrees of
+    freedom. Both are found from mean and variance of log s_i^2. The estimate is (d_0
+    s_0^2 + d_i s_i^2) / (d_0 + d_i), with d_0 + d_i degrees of freedom, at most all
+    that there are together.
 
     Args:
         groups: for each recipe the figure of each seed, float64 [S_i], S_i >= 2.
@@ -210,19 +203,12 @@ def difference_over_seeds(
     The interval and the two-sided p-value come from one t distribution, so p < 0.05
     just when the interval leaves out 0. Where every seed and resampling gives the same
     difference, it is either 0, with p = 1, or nothing is known of its error: -1 to 1,
-    p = 1.
+    p = 1. "freedom" is None where it is infinite, as with one seed.
 
-    Args:
-        values_a: float64 [S], the figure of each seed of a; `values_b` likewise.
-        replicates_a: float64 [S, R], on the same resamplings as `replicates_b`.
-        values_b: see above.
-        replicates_b: see above.
-        luck: variances over seeds of a and of b, from `moderate_variances`; None: that
-            of the differences, seed by seed. Not used with one seed.
-
-    Returns:
-        "difference", "low", "high", "p"; "freedom", None where it is infinite, as with
-        one seed.
+    Values are float64 [S], of the same seeds; replicates float64 [S, R], on the same
+    resamplings. `luck` holds the variances over seeds of a and of b, from
+    `moderate_variances`; None: that of the differences, seed by seed. Not used with one
+    seed.
     """
     spread = spread_over_seeds(values_a - values_b, replicates_a - replicates_b, luck)
     gain = spread.mean

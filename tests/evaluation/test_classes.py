@@ -10,8 +10,9 @@ from hypothesis.extra import numpy as st_numpy
 
 from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import TIED, ClassScores, pool_classes
-from mela_jax.evaluation.isic import read_scores, write_isic
+from mela_jax.evaluation.isic import read_scores
 from mela_jax.evaluation.scores import Predictions, pool
+from tests.evaluation.models import write_isic
 
 SCORES = "image,MEL,NV,BCC\nISIC_1,0.7,0.1,0.2\nISIC_2,0.05,0.9,0.3\n"
 ONE_HOT = "image,NV,BCC,MEL,score_weight\nISIC_2,0,1.0,0,1\nISIC_1,0,0,1,0\n"

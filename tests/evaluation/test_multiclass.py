@@ -20,12 +20,12 @@ from statsmodels.stats.proportion import proportion_confint
 
 from mela_jax.evaluation.classes import TIED, ClassScores
 from mela_jax.evaluation.intervals import auc_interval, macro_auc_interval
-from mela_jax.evaluation.isic import write_isic
 from mela_jax.evaluation.measure import Settings, evaluate_model
 from mela_jax.evaluation.multiclass import class_selection_metrics
 from mela_jax.evaluation.scores import Predictions
 from mela_jax.report.__main__ import main
 from mela_jax.report.plots_clinical import draw_confusion
+from tests.evaluation.models import write_isic
 
 NAMES = ("NV", "MEL", "BCC", "DF")
 SETTINGS = Settings(target=0.9, num_bootstrap=400)
