@@ -36,12 +36,11 @@ class Resampled:
     """Figures of the data as they are, and of every replicate with both classes.
 
     Both by the names of `curve_figures`; replicates are float64 [R], NaN where
-    undefined. Those that hold one class only are dropped and counted.
+    undefined.
     """
 
     observed: Mapping[str, float]
     replicates: Mapping[str, FloatArray]
-    dropped: int
 
     @property
     def num_replicates(self) -> int:
@@ -154,7 +153,6 @@ def bootstrap(
     return Resampled(
         {name: float(figure[0]) for name, figure in observed.items()},
         {name: figure[usable] for name, figure in replicates.items()},
-        dropped,
     )
 
 

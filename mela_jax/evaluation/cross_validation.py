@@ -141,16 +141,9 @@ def _calibration_scores(
         raise ValueError(f"source {source!r} is none of {SOURCES}")
     if source == "own":
         return [fold.val]
-    judged = set(fold.test.lesion_id)
-    parts = []
-    for val in (other.val for other in folds):
-        rows = [i for i, name in enumerate(val.lesion_id) if name not in judged]
-        images = [val.image_id[i] for i in rows]
-        lesions = [val.lesion_id[i] for i in rows]
-        if rows:
-            part = Predictions(images, lesions, val.label[rows], val.score[rows])
-            parts.append(part)
-    return parts
+    judged = fold.test.lesion_id
+    kept = [(val, ~np.isin(val.lesion_id, judged)) for val in (f.val for f in folds)]
+    return [val.take(np.flatnonzero(rows)) for val, rows in kept if rows.any()]
 
 
 def _threshold(val: Predictions, settings: Settings) -> float:

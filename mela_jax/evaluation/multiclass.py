@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import accuracy_score, f1_score, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    recall_score,
+)
 
 from mela_jax.evaluation.bootstrap import Resampled, percentile_interval
 from mela_jax.evaluation.classes import TIED, ClassScores
-from mela_jax.evaluation.intervals import (
-    Interval,
-    auc_interval,
-    macro_auc_interval,
-)
+from mela_jax.evaluation.intervals import auc_interval, macro_auc_interval
 from mela_jax.evaluation.rates import RATES, Rates
 from mela_jax.evaluation.scores import Predictions
 from mela_jax.evaluation.subgroups import FEW
@@ -79,22 +80,22 @@ def class_figures(split: Predictions, rates: Rates, drawn: Resampled) -> dict[st
     truth, decision, k = classes.truth, classes.decision, len(classes.names)
     # Ties, -1, go into the last column.
     column = np.where(decision == TIED, k, decision)
-    counts = np.bincount(truth * (k + 1) + column, minlength=k * (k + 1))
     lesions = np.asarray(split.lesion_id)
     per_class = []
     for i, name in enumerate(classes.names):
         held = truth == i
-        label, score = held.astype(np.int64), classes.score[:, i]
+        by_image, by_lesion = (
+            auc_interval(held, classes.score[:, i], ids) if held.any() else None
+            for ids in (None, split.lesion_id)
+        )
         per_class.append(
             {
                 "name": name,
                 "n": int(held.sum()),
                 "lesions": len(np.unique(lesions[held])),
                 "few": bool(held.sum() < FEW),
-                "roc_auc": auc_interval(label, score) if held.any() else None,
-                "roc_auc_by_lesion": auc_interval(label, score, split.lesion_id)
-                if held.any()
-                else None,
+                "roc_auc": by_image,
+                "roc_auc_by_lesion": by_lesion,
                 **rates.by_image(f"class {i}", CLASS_RATES),
                 "by_lesion": rates.by_lesion(f"class {i}", drawn, CLASS_RATES),
             }
@@ -108,7 +109,7 @@ def class_figures(split: Predictions, rates: Rates, drawn: Resampled) -> dict[st
         "accuracy": rates.interval("accuracy", drawn),
         "balanced_accuracy": balanced_accuracy(np.unique(truth), rates, drawn),
         "macro_roc_auc": macro_auc_interval(truth, classes.score, split.lesion_id),
-        "confusion": counts.reshape(k, k + 1).tolist(),
+        "confusion": confusion_matrix(truth, column, labels=range(k + 1))[:k].tolist(),
         "per_class": per_class,
     }
 
@@ -128,13 +129,15 @@ def balanced_accuracy(
     doi:10.1002/sim.3095). "method" says which, "replicates" how many were used.
     """
     names = [f"class {k} sensitivity" for k in present]
-    found: list[Interval] = [rates.interval(name, drawn) for name in names]
-    values = np.asarray([each["value"] for each in found], dtype=np.float64)
+    found = [rates.interval(name, drawn) for name in names]
+    values, lows, highs = (
+        np.asarray([each[key] for each in found], dtype=np.float64)
+        for key in ("value", "low", "high")
+    )
     value = float(values.mean())
     if np.isin(values, (0, 1)).any():
         below, above = (
-            np.sqrt(np.sum((values - [each[end] for each in found]) ** 2)) / len(found)
-            for end in ("low", "high")
+            np.sqrt(np.sum((values - ends) ** 2)) / len(found) for ends in (lows, highs)
         )
         return {
             "value": value,

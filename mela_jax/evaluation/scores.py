@@ -137,6 +137,17 @@ class Predictions:
         """Whether some lesion has several images."""
         return self.num_lesions < len(self.lesion_id)
 
+    def take(self, rows: npt.ArrayLike) -> "Predictions":
+        """Return some rows, by their numbers, with the scores of melanoma alone."""
+        numbers = np.asarray(rows).tolist()
+        return Predictions(
+            [self.image_id[k] for k in numbers],
+            [self.lesion_id[k] for k in numbers],
+            self.label[numbers],
+            self.score[numbers],
+            {name: [t[k] for k in numbers] for name, t in self.details.items()},
+        )
+
     def _checked_details(self) -> dict[str, list[str]]:
         """Return the columns of which something is known, cleaned, in their order."""
         unknown = set(self.details) - set(DETAILS)

@@ -1,8 +1,5 @@
 """Made-up scores of three models, for the tests of figures and report."""
 
-import csv
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,12 +62,3 @@ def evaluated(
         }
         for name, splits in predictions.items()
     }
-
-
-def write_isic(path: Path, image_ids: Sequence[str], scores: Mapping[str, Any]) -> None:
-    """Write the CSV of an ISIC challenge: of 2020 with "target", else of 2018."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image_name" if "target" in scores else "image", *scores])
-        columns = (np.asarray(each).tolist() for each in scores.values())
-        writer.writerows(zip(image_ids, *columns, strict=True))

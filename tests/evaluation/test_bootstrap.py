@@ -47,7 +47,7 @@ def clustered_bootstrap(
             for name in ("roc_auc", "pr_auc")
         },
         "replicates": drawn.num_replicates,
-        "dropped": drawn.dropped,
+        "dropped": num_bootstrap - drawn.num_replicates,
     }
 
 

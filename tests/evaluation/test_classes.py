@@ -12,7 +12,6 @@ from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import TIED, ClassScores, pool_classes
 from mela_jax.evaluation.isic import read_scores
 from mela_jax.evaluation.scores import Predictions, pool
-from tests.evaluation.models import write_isic
 
 SCORES = "image,MEL,NV,BCC\nISIC_1,0.7,0.1,0.2\nISIC_2,0.05,0.9,0.3\n"
 ONE_HOT = "image,NV,BCC,MEL,score_weight\nISIC_2,0,1.0,0,1\nISIC_1,0,0,1,0\n"
@@ -55,22 +54,6 @@ def test_every_form_is_read(
     assert found.classes.truth.tolist() == [0, 2]
     assert found.classes.score.tolist() == [[0.7, 0.1, 0.2], [0.05, 0.9, 0.3]]
     assert found.classes.not_summing_to_1 == 1
-
-
-def test_what_is_written_in_isics_form_reads_back(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).random((3, 20))
-    names = [f"ISIC_{k}" for k in range(20)]
-    write_isic(
-        tmp_path / "s.csv", names, dict(zip(("NV", "MEL", "DF"), values, strict=True))
-    )
-    hot = np.eye(3)[np.arange(20) % 3].T
-    write_isic(
-        tmp_path / "t.csv", names, dict(zip(("MEL", "DF", "NV"), hot, strict=True))
-    )
-    found = read_scores(tmp_path / "s.csv", tmp_path / "t.csv").classes
-    assert found is not None
-    np.testing.assert_array_equal(found.score, values.T)
-    assert [found.names[k] for k in found.truth[:3]] == ["MEL", "DF", "NV"]
 
 
 def test_a_binary_truth_and_two_columns_stay_binary(tmp_path: Path) -> None:
