@@ -187,7 +187,7 @@ def resample_lesions(
 ) -> Iterator[IntArray]:
     """Yield weights int64 [r, N] of the images, some replicates at a time.
 
-    An image weighs as often as its lesion was drawn. UserError: num_bootstrap < 1.
+    An image weighs as often as its lesion was drawn. UserError for num_bootstrap < 1.
     """
     if num_bootstrap < 1:
         raise UserError(f"num_bootstrap is {num_bootstrap}; draw at least 1 replicate")

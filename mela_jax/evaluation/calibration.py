@@ -146,9 +146,7 @@ def calibrate(calibration: Calibration, scores: npt.ArrayLike) -> FloatArray:
     return calibration.probability(to_logit(scores))
 
 
-def adaptive_bins(
-    scores: npt.NDArray[np.float64], *, num_bins: int = NUM_BINS
-) -> IntArray:
+def adaptive_bins(scores: FloatArray, *, num_bins: int = NUM_BINS) -> IntArray:
     """Return the bin of each score, int64 [N]: equal counts by rank, ties together.
 
     The sorted scores are cut as `numpy.array_split` cuts; tied scores go where the
@@ -161,7 +159,7 @@ def adaptive_bins(
 
 
 def calibration_figures(
-    split: Predictions, probabilities: npt.NDArray[np.float64]
+    split: Predictions, probabilities: FloatArray
 ) -> dict[str, Any]:
     """Return how well probabilities [N] in [0, 1] agree with a split's labels.
 

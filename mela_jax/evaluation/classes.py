@@ -8,6 +8,10 @@ import numpy.typing as npt
 
 from mela_jax.errors import UserError
 
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
 MELANOMA = ("mel", "melanoma")
 # This project's own CSV has a column for each class, whose name begins so.
 PREFIX = "p_"
@@ -37,8 +41,8 @@ class ClassScores:
     """
 
     names: tuple[str, ...]
-    truth: npt.NDArray[np.int64]
-    score: npt.NDArray[np.float64]
+    truth: IntArray
+    score: FloatArray
     melanoma: int = -1
 
     def __post_init__(self) -> None:
@@ -58,16 +62,14 @@ class ClassScores:
             raise UserError(f"a class occurs twice: {', '.join(self.names)}; keep one")
 
     @property
-    def decision(self) -> npt.NDArray[np.int64]:
+    def decision(self) -> IntArray:
         """Index of the highest score int64 [N], `TIED` where several are highest."""
         highest = self.score == self.score.max(axis=1, keepdims=True)
         return np.where(
             highest.sum(axis=1) == 1, self.score.argmax(axis=1), TIED
         ).astype(np.int64)
 
-    def belong_to(
-        self, label: npt.NDArray[np.int64], score: npt.NDArray[np.float64]
-    ) -> bool:
+    def belong_to(self, label: IntArray, score: FloatArray) -> bool:
         """Whether they say of melanoma what labels and scores [N] say."""
         return np.array_equal(self.truth == self.melanoma, label == 1) and (
             np.array_equal(self.score[:, self.melanoma], score)
@@ -97,9 +99,9 @@ def find_melanoma(names: Sequence[str]) -> int:
 def restore_classes(
     names: Sequence[str],
     dx: Sequence[str],
-    label: npt.NDArray[np.int64],
-    score: npt.NDArray[np.float64],
-    class_score: npt.NDArray[np.float64],
+    label: IntArray,
+    score: FloatArray,
+    class_score: FloatArray,
 ) -> ClassScores:
     """Return what the columns of this project's CSV say of the K classes of N images.
 

@@ -17,13 +17,11 @@ from scipy.stats import norm, rankdata
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
+from mela_jax.evaluation.classes import BoolArray, FloatArray, IntArray
 from mela_jax.evaluation.scores import check_binary, require_both_classes
 
 CONFIDENCE = 0.95
 _Z = float(norm.ppf((1 + CONFIDENCE) / 2))
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 class Interval(TypedDict):
@@ -43,7 +41,7 @@ def wilson(successes: float, n: int) -> Interval:
     """Return successes / n with its Wilson score interval (Wilson 1927).
 
     Successes need not be whole where trials are clusters. With n = 0 the proportion is
-    undefined: an `unknown_interval`. ValueError: successes is not in [0, n].
+    undefined: an `unknown_interval`. ValueError where successes is not in [0, n].
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials")
@@ -64,7 +62,7 @@ def clopper_pearson_lower(successes: int, n: int, *, delta: float) -> float:
     """Return the one-sided lower Clopper-Pearson bound (Clopper and Pearson 1934).
 
     The bound lies above the true proportion with probability delta in (0, 1) at most,
-    whatever that proportion is. ValueError: successes is not in [0, n], or n is 0.
+    whatever that proportion is. ValueError where successes is not in [0, n] or n is 0.
     """
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} successes in {n} trials")
@@ -127,7 +125,7 @@ def _has_two_of_each(label: IntArray, lesion: IntArray | None) -> bool:
     return all(len(np.unique(units[label == value])) > 1 for value in (0, 1))
 
 
-def _around(area: float, variance: float) -> Interval:
+def _normal_interval(area: float, variance: float) -> Interval:
     """Return an area with its interval from the normal distribution, in [0, 1]."""
     half = _Z * float(np.sqrt(max(variance, 0.0)))
     return {"value": area, "low": max(area - half, 0.0), "high": min(area + half, 1.0)}
@@ -150,11 +148,11 @@ def auc_interval(
     area, x, y = _components(label, score[None])
     if not _has_two_of_each(label, lesion):
         return unknown_interval(float(area[0]))
-    return _around(float(area[0]), _covariance(x, y, label, lesion)[0, 0])
+    return _normal_interval(float(area[0]), _covariance(x, y, label, lesion)[0, 0])
 
 
 def macro_auc_interval(
-    truth: npt.NDArray[np.int64],
+    truth: IntArray,
     scores: FloatArray,
     lesion_ids: Sequence[str] | None = None,
 ) -> Interval:
@@ -188,7 +186,7 @@ def macro_auc_interval(
     value = float(areas.mean())
     if not known:
         return unknown_interval(value)
-    return _around(value, float(np.sum(np.bincount(units, moved) ** 2)))
+    return _normal_interval(value, float(np.sum(np.bincount(units, moved) ** 2)))
 
 
 def auc_difference_p(
@@ -219,8 +217,8 @@ def auc_difference_p(
 
 
 def mcnemar_p(
-    right_a: npt.NDArray[np.bool_],
-    right_b: npt.NDArray[np.bool_],
+    right_a: BoolArray,
+    right_b: BoolArray,
     lesion_ids: Sequence[str] | None = None,
 ) -> float:
     """Return the p-value of McNemar's test on which decisions are right, bool [N] each.

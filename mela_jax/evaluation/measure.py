@@ -22,7 +22,7 @@ from mela_jax.evaluation.calibration import (
     fit_calibration,
 )
 from mela_jax.evaluation.intervals import FloatArray, auc_interval
-from mela_jax.evaluation.multiclass import ask_classes, class_figures
+from mela_jax.evaluation.multiclass import add_classes, class_figures
 from mela_jax.evaluation.operating_point import (
     POLICIES,
     choose_threshold,
@@ -38,7 +38,7 @@ from mela_jax.evaluation.rates import (
 )
 from mela_jax.evaluation.scores import Predictions, check_binary, require_both_classes
 from mela_jax.evaluation.subgroups import (
-    ask_groups,
+    add_groups,
     false_alarms_by_diagnosis,
     group_figures,
     list_images,
@@ -204,11 +204,11 @@ def _measure(
     melanoma = split.label == 1
     rates = Rates(split)
     for policy, threshold in thresholds.items():
-        rates.ask_decision(policy, split.score >= threshold, melanoma)
+        rates.add_decision(policy, split.score >= threshold, melanoma)
     flagged = split.score >= thresholds[settings.policy]
-    groups = ask_groups(split, flagged, rates) if whole else {}
+    groups = add_groups(split, flagged, rates) if whole else {}
     if whole and split.classes:
-        ask_classes(split.classes, rates)
+        add_classes(split.classes, rates)
     calibrated = calibrate(calibration, split.score) if calibration else None
     probabilities = {"score": split.score, "calibrated": calibrated}
     columns = dict(rates.columns)

@@ -16,14 +16,11 @@ from sklearn.metrics import (
 )
 
 from mela_jax.evaluation.bootstrap import Resampled, percentile_interval
-from mela_jax.evaluation.classes import TIED, ClassScores
+from mela_jax.evaluation.classes import TIED, ClassScores, IntArray
 from mela_jax.evaluation.intervals import auc_interval, macro_auc_interval
 from mela_jax.evaluation.rates import RATES, Rates
 from mela_jax.evaluation.scores import Predictions
 from mela_jax.evaluation.subgroups import FEW
-
-# Of each class against the rest.
-CLASS_RATES = RATES[:3]
 
 
 def class_selection_metrics(
@@ -60,12 +57,12 @@ def class_selection_metrics(
     }
 
 
-def ask_classes(classes: ClassScores, rates: Rates) -> None:
-    """Ask for accuracy and the rates of every class against the rest."""
+def add_classes(classes: ClassScores, rates: Rates) -> None:
+    """Add accuracy and the rates of every class against the rest."""
     truth, decision = classes.truth, classes.decision
-    rates.ask("accuracy", decision == truth, among=np.ones(truth.size, dtype=bool))
+    rates.add("accuracy", decision == truth, among=np.ones(truth.size, dtype=bool))
     for k in range(len(classes.names)):
-        rates.ask_decision(f"class {k}", decision == k, truth == k, rates=CLASS_RATES)
+        rates.add_decision(f"class {k}", decision == k, truth == k, rates=RATES[:3])
 
 
 def class_figures(split: Predictions, rates: Rates, drawn: Resampled) -> dict[str, Any]:
@@ -96,8 +93,8 @@ def class_figures(split: Predictions, rates: Rates, drawn: Resampled) -> dict[st
                 "few": bool(held.sum() < FEW),
                 "roc_auc": by_image,
                 "roc_auc_by_lesion": by_lesion,
-                **rates.by_image(f"class {i}", CLASS_RATES),
-                "by_lesion": rates.by_lesion(f"class {i}", drawn, CLASS_RATES),
+                **rates.by_image(f"class {i}"),
+                "by_lesion": rates.by_lesion(f"class {i}", drawn),
             }
         )
     return {
@@ -115,7 +112,7 @@ def class_figures(split: Predictions, rates: Rates, drawn: Resampled) -> dict[st
 
 
 def balanced_accuracy(
-    present: npt.NDArray[np.int64], rates: Rates, drawn: Resampled
+    present: IntArray, rates: Rates, drawn: Resampled
 ) -> dict[str, Any]:
     """Return the mean sensitivity of the classes, the measure of ISIC 2018 and 2019.
 

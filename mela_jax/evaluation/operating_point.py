@@ -21,6 +21,7 @@ import numpy.typing as npt
 from sklearn.metrics import confusion_matrix
 
 from mela_jax.errors import UserError
+from mela_jax.evaluation.classes import FloatArray, IntArray
 from mela_jax.evaluation.intervals import clopper_pearson_lower
 from mela_jax.evaluation.scores import check_binary
 
@@ -29,7 +30,7 @@ POLICIES = ("empirical", "guaranteed")
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of images at one threshold: melanomas are positive, flagged or missed."""
+    """Counts of images at one threshold; melanomas are the positive class."""
 
     tp: int
     fp: int
@@ -49,7 +50,7 @@ def choose_threshold(
 
     Sensitivity is a step function that falls only just above a melanoma's score, so
     the answer is the score of a melanoma. Tied images are flagged together.
-    UserError: the target is outside (0, 1], or there is no melanoma.
+    Raises UserError where the target is outside (0, 1] or there is no melanoma.
     """
     if not 0.0 < target <= 1.0:
         raise UserError(
@@ -60,7 +61,7 @@ def choose_threshold(
 
 
 def misses_allowed(melanomas: int, *, target: float) -> int:
-    """Return how many of the melanomas, >= 1, a sensitivity in (0, 1] lets go."""
+    """Return how many of >= 1 melanomas may be missed at a sensitivity in (0, 1]."""
     # k / n is compared instead of k with target * n: 0.07 * 100 exceeds 7 in binary.
     reachable = np.arange(1, melanomas + 1) / melanomas
     return melanomas - 1 - int(np.searchsorted(reachable, target, side="left"))
@@ -132,7 +133,7 @@ def guarantee_threshold(
     lesion is one unit with its **lowest** score: it counts as missed when any of its
     images is. The promise is then for a new lesion, whichever of its images is taken.
     Without `lesion_ids` every image is taken as a lesion of its own.
-    UserError: target or delta is not in (0, 1), or there is no melanoma.
+    Raises UserError where target or delta is not in (0, 1) or there is no melanoma.
     """
     needed = lesions_needed(target=target, delta=delta)
     held, score = _melanoma_scores(labels, scores)
@@ -152,9 +153,7 @@ def guarantee_threshold(
     )
 
 
-def lowest_of_each(
-    lesions: npt.NDArray[Any], score: npt.NDArray[np.float64]
-) -> npt.NDArray[np.int64]:
+def lowest_of_each(lesions: npt.NDArray[Any], score: FloatArray) -> IntArray:
     """Return the index of the lowest score of each lesion, lesions in order [L]."""
     order = np.lexsort((score, lesions))
     return order[np.unique(lesions[order], return_index=True)[1]]
@@ -182,7 +181,7 @@ def lesions_needed(*, target: float, delta: float) -> int:
     """Return how many melanoma lesions a guarantee takes if none of them is missed.
 
     The smallest n with target ** n <= delta: 45 for 95 % at 90 % confidence.
-    UserError: target or delta is not in (0, 1).
+    Raises UserError where target or delta is not in (0, 1).
     """
     for name, value in (("target sensitivity", target), ("delta", delta)):
         if not 0.0 < value < 1.0:
@@ -205,7 +204,7 @@ def confusion(
 
 def _melanoma_scores(
     labels: npt.ArrayLike, scores: npt.ArrayLike
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+) -> tuple[IntArray, FloatArray]:
     """Return which images are melanomas [M], and their scores [M]; there is one."""
     label, score = check_binary(labels, scores)
     held = np.flatnonzero(label)

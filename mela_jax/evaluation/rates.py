@@ -1,9 +1,9 @@
 """Proportions of a split with intervals by lesion, all from one bootstrap.
 
-A rate is named before the bootstrap and read after it:
+A rate is added by its name before the bootstrap and read after it:
 
     rates = Rates(test)
-    rates.ask("sensitivity", flagged, among=melanoma)
+    rates.add("sensitivity", flagged, among=melanoma)
     drawn = bootstrap(..., columns=rates.columns)
     rates.interval("sensitivity", drawn)
 """
@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mela_jax.evaluation.bootstrap import Resampled, percentile_interval
-from mela_jax.evaluation.intervals import FloatArray, Interval, wilson
+from mela_jax.evaluation.classes import BoolArray, FloatArray, IntArray
+from mela_jax.evaluation.intervals import Interval, wilson
 from mela_jax.evaluation.scores import Predictions
 
-BoolArray = npt.NDArray[np.bool_]
 RATES = ("sensitivity", "specificity", "ppv", "npv")
 PER = 1000
 FEW_LESIONS = 10
@@ -36,32 +35,31 @@ class Rates:
         self._lesions = np.unique(split.lesion_id, return_inverse=True)[1]
         self._counts: dict[str, tuple[int, int, int]] = {}
 
-    def ask(self, name: str, hit: BoolArray, *, among: BoolArray) -> None:
-        """Ask for the share of hits, bool [N], among the images that count, bool [N].
+    def add(self, name: str, hit: BoolArray, *, among: BoolArray) -> None:
+        """Add the share of hits, bool [N], among the images that count, bool [N].
 
         Raises:
             ValueError: the name is taken.
         """
         if name in self._counts:
-            raise ValueError(f"rate {name!r} is asked for twice")
+            raise ValueError(f"rate {name!r} is there already")
         self.columns[f"{name}: hits"] = (hit & among).astype(np.float64)
         self.columns[f"{name}: images"] = among.astype(np.float64)
         lesions = len(np.unique(self._lesions[among]))
         self._counts[name] = int((hit & among).sum()), int(among.sum()), lesions
 
-    def ask_decision(
+    def add_decision(
         self,
         decision: str,
         flagged: BoolArray,
         positive: BoolArray,
         *,
-        among: BoolArray | None = None,
+        among: BoolArray | bool = True,
         rates: Sequence[str] = RATES,
     ) -> None:
-        """Ask for some of `RATES`, each by the name `<decision> <rate>`.
+        """Add some of `RATES`, each by the name `<decision> <rate>`.
 
-        What is flagged, what is positive and which images count (None: all) are bool
-        [N].
+        What is flagged, what is positive and which images count are bool [N].
         """
         shares = {
             "sensitivity": (flagged, positive),
@@ -71,21 +69,21 @@ class Rates:
         }
         for rate in rates:
             hit, of = shares[rate]
-            self.ask(
-                f"{decision} {rate}", hit, among=of if among is None else of & among
-            )
+            self.add(f"{decision} {rate}", hit, among=of & among)
 
-    def by_image(
-        self, decision: str, rates: Sequence[str] = RATES
-    ) -> dict[str, Interval]:
-        """Return rates of a decision with Wilson's intervals, images for trials."""
-        return {rate: wilson(*self._counts[f"{decision} {rate}"][:2]) for rate in rates}
+    def _names(self, decision: str) -> dict[str, str]:
+        names = {rate: f"{decision} {rate}" for rate in RATES}
+        return {rate: name for rate, name in names.items() if name in self._counts}
 
-    def by_lesion(
-        self, decision: str, drawn: Resampled, rates: Sequence[str] = RATES
-    ) -> dict[str, Interval]:
-        """Return rates of a decision with the intervals of `interval`."""
-        return {rate: self.interval(f"{decision} {rate}", drawn) for rate in rates}
+    def by_image(self, decision: str) -> dict[str, Interval]:
+        """Return the rates of a decision with Wilson's intervals, images for trials."""
+        names = self._names(decision)
+        return {rate: wilson(*self._counts[name][:2]) for rate, name in names.items()}
+
+    def by_lesion(self, decision: str, drawn: Resampled) -> dict[str, Interval]:
+        """Return the rates of a decision with the intervals of `interval`."""
+        names = self._names(decision)
+        return {rate: self.interval(name, drawn) for rate, name in names.items()}
 
     def replicates(self, name: str, drawn: Resampled) -> FloatArray:
         """Return the rate in every replicate, float64 [R], NaN where undefined."""
@@ -173,7 +171,7 @@ def net_benefit_at(threshold: float) -> str:
 
 
 def net_benefit_columns(
-    label: npt.NDArray[np.int64],
+    label: IntArray,
     probabilities: FloatArray,
     thresholds: Sequence[float],
 ) -> dict[str, FloatArray]:

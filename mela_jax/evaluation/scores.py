@@ -18,6 +18,8 @@ from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import (
     PREFIX,
     ClassScores,
+    FloatArray,
+    IntArray,
     pool_classes,
     restore_classes,
 )
@@ -29,7 +31,7 @@ DETAILS = ("age", "sex", "localization", "dx", "dx_type", "source")
 
 def check_binary(
     labels: npt.ArrayLike, scores: npt.ArrayLike
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+) -> tuple[IntArray, FloatArray]:
     """Return labels as int64 [N] and scores as float64 [N], checked.
 
     Raises:
@@ -60,7 +62,7 @@ def check_binary(
     return label.astype(np.int64), score
 
 
-def require_both_classes(labels: npt.NDArray[np.int64], where: str) -> None:
+def require_both_classes(labels: IntArray, where: str) -> None:
     """Refuse labels of one class only; the message starts with `where` they belong.
 
     Raises:
@@ -99,8 +101,8 @@ class Predictions:
 
     image_id: list[str]
     lesion_id: list[str]
-    label: npt.NDArray[np.int64]
-    score: npt.NDArray[np.float64]
+    label: IntArray
+    score: FloatArray
     details: Mapping[str, Sequence[str]] = field(default_factory=dict)
     classes: ClassScores | None = None
 
@@ -264,7 +266,7 @@ def read_details(table: Table) -> dict[str, list[str]]:
     }
 
 
-def read_probabilities(table: Table, columns: Sequence[str]) -> npt.NDArray[np.float64]:
+def read_probabilities(table: Table, columns: Sequence[str]) -> FloatArray:
     """Return the numbers float64 [N, C] in some columns of a table of N rows.
 
     Raises:
@@ -281,7 +283,7 @@ def read_probabilities(table: Table, columns: Sequence[str]) -> npt.NDArray[np.f
     return found
 
 
-def read_labels(table: Table, column: str) -> npt.NDArray[np.int64]:
+def read_labels(table: Table, column: str) -> IntArray:
     """Return the labels int64 [N] in a column: 0 and 1, benign and malignant.
 
     Raises:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from mela_jax.evaluation.bootstrap import Resampled
+from mela_jax.evaluation.classes import BoolArray
 from mela_jax.evaluation.intervals import auc_interval
-from mela_jax.evaluation.rates import RATES, BoolArray, Rates
+from mela_jax.evaluation.rates import RATES, Rates
 from mela_jax.evaluation.scores import Predictions
 
 # Lower ends of the age bands, in years.
@@ -15,7 +16,6 @@ AGE_BANDS = (0, 30, 45, 60, 75)
 # Fewer melanomas, or fewer others, than this tell next to nothing: marked.
 FEW = 10
 UNKNOWN = "unknown"
-GROUP_RATES = RATES[:2]
 
 
 def age_band(age: str) -> str:
@@ -31,10 +31,10 @@ def age_band(age: str) -> str:
     return f"{low}-{AGE_BANDS[at + 1] - 1}" if at + 1 < len(AGE_BANDS) else f"{low}+"
 
 
-def ask_groups(
+def add_groups(
     split: Predictions, flagged: BoolArray, rates: Rates
 ) -> dict[tuple[str, str], BoolArray]:
-    """Find the groups of a test set and ask for their sensitivity and specificity.
+    """Find the groups of a test set and add their sensitivity and specificity.
 
     Flagged, bool [N], is the decision at the frozen threshold.
 
@@ -50,8 +50,8 @@ def ask_groups(
         if len(values) > 1:
             groups |= {(by, value): np.asarray(names) == value for value in values}
     for (by, name), held in groups.items():
-        rates.ask_decision(
-            f"{by}={name}", flagged, split.label == 1, among=held, rates=GROUP_RATES
+        rates.add_decision(
+            f"{by}={name}", flagged, split.label == 1, among=held, rates=RATES[:2]
         )
     return groups
 
@@ -64,7 +64,7 @@ def group_figures(
     rates: Rates,
     drawn: Resampled,
 ) -> dict[str, Any]:
-    """Return a row of the subgroup table, for a group of `ask_groups`.
+    """Return a row of the subgroup table, for a group of `add_groups`.
 
     "few_positives" and "few_negatives": fewer than `FEW` images of the class. "roc_auc"
     is None with one class only.
@@ -80,7 +80,7 @@ def group_figures(
         "roc_auc": auc_interval(label, split.score[held], lesions.tolist())
         if both
         else None,
-        **rates.by_lesion(f"{by}={name}", drawn, GROUP_RATES),
+        **rates.by_lesion(f"{by}={name}", drawn),
         "few_positives": positives < FEW,
         "few_negatives": negatives < FEW,
     }

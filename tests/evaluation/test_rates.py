@@ -75,13 +75,13 @@ def test_intervals_of_rates_follow_the_rule() -> None:
         split = Predictions(names, lesions, label, score)
         rates = Rates(split)
         flagged = score >= 0.3
-        rates.ask_decision("partly", flagged, label == 1)
-        rates.ask("all", np.ones(n, bool), among=label == 1)
-        rates.ask("nothing", flagged, among=np.zeros(n, bool))
+        rates.add_decision("partly", flagged, label == 1)
+        rates.add("all", np.ones(n, bool), among=label == 1)
+        rates.add("nothing", flagged, among=np.zeros(n, bool))
         drawn = bootstrap(split, num_bootstrap=2000, seed=0, columns=rates.columns)
         of = int(label.sum())
         by_image = wilson(int(flagged[label == 1].sum()), of)
-        assert rates.by_image("partly", ["sensitivity"])["sensitivity"] == by_image
+        assert rates.by_image("partly")["sensitivity"] == by_image
         found = rates.by_lesion("partly", drawn)["sensitivity"]
         assert rates.interval("nothing", drawn)["value"] is None
         if lesions is names:
@@ -101,7 +101,7 @@ def test_a_handful_of_lesions_are_the_trials() -> None:
     label, score = np.r_[np.ones(12, int), 0], np.r_[np.tile([0.2, 0.8], 6), 0.1]
     split = Predictions([str(k) for k in range(13)], lesions, label, score)
     rates = Rates(split)
-    rates.ask("flagged", score >= 0.5, among=label == 1)
+    rates.add("flagged", score >= 0.5, among=label == 1)
     drawn = bootstrap(split, num_bootstrap=50, seed=0, columns=rates.columns)
     low, high = proportion_confint(1.5, 3, method="wilson")
     assert rates.interval("flagged", drawn) == pytest.approx(
