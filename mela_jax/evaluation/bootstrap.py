@@ -5,7 +5,6 @@ Images of one lesion resemble each other, so the bootstrap draws lesions, not im
 for a chunk of replicates at a time: each is a row of weights on the sorted scores.
 """
 
-import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +34,8 @@ _log = logging.getLogger(__name__)
 class Resampled:
     """Figures of the data as they are, and of every replicate with both classes.
 
-    Both by the names of `curve_figures`; replicates are float64 [R], NaN where
-    undefined.
+    Both by the names of `curve_figures` and of the columns that were summed; replicates
+    are float64 [R], NaN where undefined.
     """
 
     observed: Mapping[str, float]
@@ -58,7 +57,6 @@ def curve_figures(
     score: FloatArray,
     weights: npt.NDArray[Any],
     *,
-    columns: Mapping[str, FloatArray] | None = None,
     sensitivities: Sequence[float] = (),
     partial_from: float = 0.8,
 ) -> dict[str, FloatArray]:
@@ -68,7 +66,6 @@ def curve_figures(
         label: int64 [N] of 0 and 1.
         score: float64 [N] in [0, 1].
         weights: [R, N] whole numbers >= 0; one row per replicate.
-        columns: name -> float64 [N], to be summed under the weights.
         sensitivities: wanted ones, in (0, 1].
         partial_from: sensitivity in [0, 1) above which the partial area is taken.
 
@@ -78,15 +75,10 @@ def curve_figures(
         equal scikit-learn's with `sample_weight`. "partial_auc": the integral of
         specificity over sensitivity from `partial_from` to 1, at most 1 - partial_from
         (the measure of the ISIC 2024 challenge). `specificity_at(s)`: at the highest
-        score that reaches the sensitivity s. "images": the sum of the weights. Each
-        name of `columns`: its weighted sum.
+        score that reaches the sensitivity s. "images": the sum of the weights.
     """
     weight = np.asarray(weights, dtype=np.float64)
-    figures = {"images": weight.sum(axis=1)}
-    if columns:
-        # One product for all of them: far faster than one for each.
-        sums = weight @ np.column_stack(list(columns.values()))
-        figures |= dict(zip(columns, sums.T, strict=True))
+    images = weight.sum(axis=1)
     order = np.argsort(-score, kind="stable")
     positive = (label[order] == 1).astype(np.float64)
     descending = score[order]
@@ -114,29 +106,48 @@ def curve_figures(
     }
     for figure in curves.values():
         figure[pairs == 0] = np.nan
-    return curves | figures
+    return {**curves, "images": images}
 
 
 def bootstrap(
-    split: Predictions, *, num_bootstrap: int, seed: int, **curves: Any
+    split: Predictions,
+    *,
+    num_bootstrap: int,
+    seed: int,
+    columns: Mapping[str, FloatArray] | None = None,
+    **curves: Any,
 ) -> Resampled:
     """Resample lesions and return every figure, observed and replicated.
 
     Each replicate draws as many lesions as there are, with replacement, and takes all
     images of a drawn lesion. The lesions drawn depend on their names and the seed
     alone, so that the replicates of two models on the same images are paired.
-    Keywords `columns`, `sensitivities` and `partial_from` are those of `curve_figures`.
+
+    Args:
+        split: scores of both classes.
+        num_bootstrap: replicates to draw, >= 1.
+        seed: of the resampling.
+        columns: name -> float64 [N]; their sums over the images drawn are figures too.
+        **curves: `sensitivities` and `partial_from` of `curve_figures`.
 
     Raises:
         UserError: one class only, num_bootstrap < 1, or no replicate with both classes.
     """
     require_both_classes(split.label, "bootstrap")
+    names = list(columns or {})
+    # One product for all of them: far faster than one for each.
+    matrix = np.empty((split.label.size, 0))
+    if columns:
+        matrix = np.column_stack(list(columns.values()))
+
+    def figures(weight: npt.NDArray[Any]) -> dict[str, FloatArray]:
+        found = curve_figures(split.label, split.score, weight, **curves)
+        sums = weight.astype(np.float64) @ matrix
+        return found | dict(zip(names, sums.T, strict=True))
+
     chunks = resample_lesions(split.lesion_id, num_bootstrap=num_bootstrap, seed=seed)
-    observed, *parts = (
-        curve_figures(split.label, split.score, weight, **curves)
-        for weight in itertools.chain([np.ones((1, split.label.size))], chunks)
-    )
-    replicates = concatenate(parts)
+    observed = figures(np.ones((1, split.label.size)))
+    replicates = concatenate([figures(weight) for weight in chunks])
     usable = np.isfinite(replicates["roc_auc"])
     dropped = int((~usable).sum())
     if dropped == usable.size:

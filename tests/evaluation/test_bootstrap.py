@@ -17,6 +17,7 @@ from mela_jax.evaluation.bootstrap import (
     bootstrap,
     curve_figures,
     percentile_interval,
+    resample_lesions,
     specificity_at,
 )
 from mela_jax.evaluation.compare import compare
@@ -257,24 +258,32 @@ def test_each_replicate_follows_from_its_weights() -> None:
     label, _, score = synthetic(120, num_lesions=120, seed=14)
     score = np.round(score, 1)
     weights = np.random.default_rng(0).integers(0, 3, size=(5, 120))
-    rng = np.random.default_rng(1)
-    columns = {name: rng.random(120) for name in ("first", "second")}
-    found = curve_figures(
-        label, score, weights, columns=columns, sensitivities=(0.8, 0.95)
-    )
+    found = curve_figures(label, score, weights, sensitivities=(0.8, 0.95))
     for row, weight in enumerate(weights):
         rows = np.repeat(np.arange(120), weight)
         alone = curve_figures(
             label[rows],
             score[rows],
             np.ones((1, rows.size)),
-            columns={name: column[rows] for name, column in columns.items()},
             sensitivities=(0.8, 0.95),
         )
-        assert set(found) > {"first", "second", "partial_auc", specificity_at(0.95)}
+        assert set(found) > {"pr_auc", "partial_auc", specificity_at(0.95)}
         for name, figure in found.items():
             assert figure[row] == pytest.approx(alone[name][0])
-        assert found["second"][row] == pytest.approx(columns["second"][rows].sum())
+
+
+def test_columns_are_summed_over_the_images_drawn() -> None:
+    label, lesions, score = synthetic(120, num_lesions=60, seed=17)
+    rng = np.random.default_rng(1)
+    columns = {name: rng.random(120) for name in ("first", "second")}
+    split = split_of(label, lesions, score)
+    drawn = bootstrap(split, num_bootstrap=30, seed=2, columns=columns)
+    weights = np.concatenate([*resample_lesions(lesions, num_bootstrap=30, seed=2)])
+    for name, column in columns.items():
+        assert drawn.observed[name] == pytest.approx(column.sum())
+        assert drawn.replicates[name] == pytest.approx(
+            [np.repeat(column, weight).sum() for weight in weights]
+        )
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.5, 0.8, 0.9]))
