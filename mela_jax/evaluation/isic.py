@@ -36,12 +36,14 @@ from mela_jax.evaluation.scores import (
 from mela_jax.tables import Table, read_table
 
 IMAGE = ("image_id", "image", "image_name")
+# P(melanoma), or 0 and 1.
+MELANOMA_COLUMNS = ("target", *MELANOMA)
 TRUTH = ("dx", "label", "diagnosis")
 # Columns that are no class: what is known of an image, and ISIC's weights, which are
 # not used (every image counts once).
 _OTHER = {*IMAGE, *TRUTH, *DETAILS, "lesion_id", "score_weight", "validation_weight"}
 # What makes a table one of another form.
-_BINARY = {"score", "target"}
+_NOT_CLASSES = {"score", "target"}
 FEWEST = 3
 
 
@@ -95,7 +97,7 @@ def _classes(table: Table) -> tuple[str, ...]:
     others = {table.find(name) for name in _OTHER}
     classes = tuple(name for name in table.columns if name not in others)
     names = {name.lower() for name in classes}
-    fits = len(classes) >= FEWEST and names & set(MELANOMA) and not names & _BINARY
+    fits = len(classes) >= FEWEST and names & set(MELANOMA) and not names & _NOT_CLASSES
     return classes if fits else ()
 
 
@@ -106,31 +108,27 @@ def _first(table: Table, names: Sequence[str]) -> str | None:
 
 def _truth_column(table: Table) -> str | None:
     """Return the column that names the true class, if there is one."""
-    if _BINARY & set(table.columns):
+    if _NOT_CLASSES & set(table.columns):
         return None
     return _first(table, TRUTH)
 
 
-def _image_column(table: Table) -> str:
-    """Return the column that names the images."""
-    found = _first(table, IMAGE)
+def _require(table: Table, names: Sequence[str]) -> str:
+    """Return the column with the first of these names, of which there must be one."""
+    found = _first(table, names)
     if found is None:
-        raise _unknown(table, f"none of the columns is {', '.join(IMAGE)}")
+        raise UserError(
+            f"{table.path}: has no column {' or '.join(names)}; give "
+            "image_id,label,score, or an ISIC file: image,MEL,NV,... or "
+            "image_name,target or image_id,melanoma,... or two columns without a header"
+        )
     return found
-
-
-def _unknown(table: Table, problem: str) -> UserError:
-    return UserError(
-        f"{table.path}: {problem}; give image_id,label,score, or an ISIC file: "
-        "image,MEL,NV,... or image_name,target or image_id,melanoma,... or two columns "
-        "without a header"
-    )
 
 
 def _match(table: Table, answers: Table) -> tuple[list[str], Table]:
     """Return the scored images and the ground truth in their order."""
-    scored, _ = read_names(table, _image_column(table))
-    labelled, _ = read_names(answers, _image_column(answers))
+    scored, _ = read_names(table, _require(table, IMAGE))
+    labelled, _ = read_names(answers, _require(answers, IMAGE))
     different = set(scored) ^ set(labelled)
     if different:
         raise UserError(
@@ -145,17 +143,9 @@ def _match(table: Table, answers: Table) -> tuple[list[str], Table]:
 def _of_melanoma(table: Table, answers: Table) -> Predictions:
     """Return P(melanoma) of one table and the labels of another."""
     image_id, answers = _match(table, answers)
-    score = read_probabilities(table, [_melanoma_column(table)])[:, 0]
-    label = read_labels(answers, _melanoma_column(answers))
+    score = read_probabilities(table, [_require(table, MELANOMA_COLUMNS)])[:, 0]
+    label = read_labels(answers, _require(answers, MELANOMA_COLUMNS))
     return Predictions(image_id, image_id, label, score)
-
-
-def _melanoma_column(table: Table) -> str:
-    """Return the column of melanoma: P(melanoma), or 0 and 1."""
-    found = _first(table, ("target", *MELANOMA))
-    if found is None:
-        raise _unknown(table, "no column MEL, melanoma or target")
-    return found
 
 
 def _of_classes(table: Table, answers: Table, *, melanoma_only: bool) -> Predictions:
@@ -171,7 +161,7 @@ def _of_classes(table: Table, answers: Table, *, melanoma_only: bool) -> Predict
     with naming(table.path):
         return Predictions(
             image_id,
-            read_names(grouped, _image_column(grouped))[1],
+            read_names(grouped, _require(grouped, IMAGE))[1],
             (truth == melanoma).astype(np.int64),
             scores[:, kept.index(names[melanoma])],
             {**read_details(table), **read_details(answers), "dx": dx},

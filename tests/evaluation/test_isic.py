@@ -35,8 +35,8 @@ def test_every_form_meets_its_truth(form: str, tmp_path: Path) -> None:
     ("scores", "truth", "message"),
     [
         ("", TRUTH, "is empty"),
-        ("image,NV\nISIC_1,0.5\nISIC_2,0\n", TRUTH, "no column MEL"),
-        ("name,score\na,0.5\n", TRUTH, "image_id, image, image_name"),
+        ("image,NV\nISIC_1,0.5\nISIC_2,0\n", TRUTH, "no column target or mel"),
+        ("name,score\na,0.5\n", TRUTH, "no column image_id or image or"),
         ("image,MEL\nISIC_1,0.5\nISIC_1,0.6\n", TRUTH, "line 3: image ISIC_1 was"),
         ("ISIC_1,0.5\nISIC_1,0.6\n", TRUTH, "line 2: image_name ISIC_1 was .* line 1"),
         ("image,MEL\nISIC_1,nan\nISIC_2,0\n", TRUTH, "line 2: MEL 'nan' is not a"),
