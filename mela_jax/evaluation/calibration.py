@@ -8,7 +8,9 @@ import json
 import math
 import os
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ NUM_BINS = 15
 # Slopes beyond which a fitted map says nothing of the model: below, everybody gets the
 # prevalence; above, rounding errors of a nearly constant score are blown up.
 SLOPES = (0.01, 100.0)
-_FIELDS = ("method", "a", "b", "threshold", "calibrated_threshold")
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,6 @@ class Calibration:
         return expit(self.a * np.asarray(logits, dtype=np.float64) + self.b)
 
 
-@dataclass(frozen=True)
-class Uncalibrated:
-    """Why no map keeps the order of the scores and means something.
-
-    Attributes:
-        reason: half a sentence, such as "the fit does not settle".
-    """
-
-    reason: str
-
-
 def read_calibration(path: str | os.PathLike[str]) -> Calibration:
     """Read a calibration.json, as it lies beside a model's weights.
 
@@ -74,18 +64,14 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        calibration = Calibration(
-            str(found["method"]), *(float(found[name]) for name in _FIELDS[1:])
-        )
+        method, *numbers = (found[field.name] for field in fields(Calibration))
+        calibration = Calibration(str(method), *map(float, numbers))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: is not a calibration.json ({error!r}); repeat the command that "
             "made the report"
         ) from error
-    fits = calibration.a > 0 and all(
-        math.isfinite(getattr(calibration, name)) for name in _FIELDS[1:]
-    )
-    if not fits:
+    if not (calibration.a > 0 and np.isfinite(astuple(calibration)[1:]).all()):
         raise UserError(f"{path}: a must be above 0 and all numbers finite")
     return calibration
 
@@ -113,28 +99,18 @@ def to_logit(scores: npt.ArrayLike) -> FloatArray:
 
 def fit_calibration(
     labels: npt.ArrayLike, scores: npt.ArrayLike, *, method: str, threshold: float
-) -> Calibration | Uncalibrated:
+) -> Calibration | str:
     """Fit the map on validation by maximum likelihood.
 
     "platt" fits a and b (Platt 1999), "temperature" a alone (Guo et al. 2017,
     arXiv:1706.04599). Both with Platt's smoothed targets, (positives + 1) / (positives
     + 2) and 1 / (negatives + 2), which keep the fit finite where the classes are
-    perfectly apart. "none" leaves the score as it is.
-
-    Args:
-        labels: [N] of 0 and 1, both present.
-        scores: [N] in [0, 1], from validation.
-        method: "platt", "temperature" or "none".
-        threshold: frozen operating point, to be mapped along.
+    perfectly apart. "none" leaves the score as it is. The threshold is mapped along.
 
     Returns:
-        The calibration, or why there is none: scores that are constant or do not rise
-        with melanoma, a fit that does not settle, or a slope outside `SLOPES`, which a
-        nearly constant score of an untrained model asks for.
-
-    Raises:
-        UserError: unfit labels or scores.
-        ValueError: another method.
+        The calibration, or half a sentence that says why there is none: scores that
+        are constant or do not rise with melanoma, a fit that does not settle, or a
+        slope outside `SLOPES`, as a nearly constant score of an untrained model gets.
     """
     label, score = check_binary(labels, scores)
     if method == "none":
@@ -147,24 +123,18 @@ def fit_calibration(
         label == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2)
     )
     if np.ptp(x) == 0:
-        return Uncalibrated(f"the scores of validation are all the same, to {EDGE:g}")
+        return f"the scores of validation are all the same, to {EDGE:g}"
     exog = sm.add_constant(x) if method == "platt" else x[:, None]
-    with warnings.catch_warnings():
-        # The smoothed targets keep the fit finite where the classes are apart.
-        warnings.simplefilter("ignore", PerfectSeparationWarning)
-        # Two images leave no degree of freedom, which only standard errors would need.
-        warnings.simplefilter("ignore", RuntimeWarning)
+    with _fits_quietly():
         fitted = sm.GLM(target, exog, family=sm.families.Binomial()).fit(tol=1e-12)
     a = float(fitted.params[-1])
     b = float(fitted.params[0]) if method == "platt" else 0.0
     if not (fitted.converged and math.isfinite(a) and math.isfinite(b)):
-        return Uncalibrated("the fit on validation does not settle")
+        return "the fit on validation does not settle"
     if a < SLOPES[0]:
-        return Uncalibrated(
-            f"on validation the scores do not rise with melanoma (slope {a:.2g})"
-        )
+        return f"on validation the scores do not rise with melanoma (slope {a:.2g})"
     if a > SLOPES[1]:
-        return Uncalibrated(
+        return (
             f"the scores of validation differ so little that the slope would be {a:.2g}"
         )
     mapped = float(expit(a * to_logit([threshold])[0] + b))
@@ -176,20 +146,11 @@ def calibrate(calibration: Calibration, scores: npt.ArrayLike) -> FloatArray:
     return calibration.probability(to_logit(scores))
 
 
-def adaptive_bins(
-    scores: npt.NDArray[np.float64], *, num_bins: int = NUM_BINS
-) -> IntArray:
-    """Return the bin of each score: equal counts by rank, ties kept together.
+def adaptive_bins(scores: FloatArray, *, num_bins: int = NUM_BINS) -> IntArray:
+    """Return the bin of each score, int64 [N]: equal counts by rank, ties together.
 
     The sorted scores are cut as `numpy.array_split` cuts; tied scores go where the
     first of them falls.
-
-    Args:
-        scores: [N].
-        num_bins: >= 1.
-
-    Returns:
-        int64 [N] in [0, num_bins).
     """
     sizes = [len(part) for part in np.array_split(np.arange(scores.size), num_bins)]
     bin_of_rank = np.repeat(np.arange(num_bins), sizes)
@@ -198,39 +159,30 @@ def adaptive_bins(
 
 
 def calibration_figures(
-    split: Predictions, probabilities: npt.NDArray[np.float64]
+    split: Predictions, probabilities: FloatArray
 ) -> dict[str, Any]:
-    """Return how well probabilities agree with what was found.
-
-    Args:
-        split: labels and lesions.
-        probabilities: float64 [N] in [0, 1], in the order of `split`.
+    """Return how well probabilities [N] in [0, 1] agree with a split's labels.
 
     Returns:
-        "ece": expected calibration error over `NUM_BINS` bins of equal counts, the
-        mean over images of the bin's |share of melanomas - mean probability|
-        (Naeini et al. 2015; adaptive bins of Nixon et al. 2019, arXiv:1904.01685).
-        "brier": mean squared error (Brier 1950); "brier_of_prevalence": that of saying
-        the prevalence to everyone.
-        "intercept": calibration in the large, b of sigmoid(logit + b), 0 is ideal;
-        "slope": a of sigmoid(a * logit + b'), 1 is ideal (Cox 1958; Van Calster et al.
-        2019, doi:10.1186/s12916-019-1466-7); each with a Wald interval, by lesion where
-        images repeat one; value None where it is undefined or infinite.
-        "bins": for the reliability diagram.
+        "ece": expected calibration error over `NUM_BINS` bins of equal counts, the mean
+        over images of the bin's |share of melanomas - mean probability| (Naeini et al.
+        2015; adaptive bins of Nixon et al. 2019, arXiv:1904.01685). "brier": mean
+        squared error (Brier 1950), and "brier_of_prevalence". "intercept", b of
+        sigmoid(logit + b), and "slope", a of sigmoid(a * logit + b'), ideally 0 and 1
+        (Cox 1958; Van Calster et al. 2019, doi:10.1186/s12916-019-1466-7), each with a
+        Wald interval, by lesion where images repeat one; None where undefined or
+        infinite. "bins": for the reliability diagram.
     """
     label = split.label
     of_image = adaptive_bins(probabilities)
-    bins: list[dict[str, Any]] = []
-    for number in np.unique(of_image):
-        held = of_image == number
-        share = wilson(int(label[held].sum()), int(held.sum()))
-        bins.append(
-            {
-                "n": int(held.sum()),
-                "mean_probability": float(probabilities[held].mean()),
-                "observed": share,
-            }
-        )
+    bins: list[dict[str, Any]] = [
+        {
+            "n": int(held.sum()),
+            "mean_probability": float(probabilities[held].mean()),
+            "observed": wilson(int(label[held].sum()), int(held.sum())),
+        }
+        for held in (of_image == number for number in np.unique(of_image))
+    ]
     gaps = [b["n"] * abs(b["observed"]["value"] - b["mean_probability"]) for b in bins]
     prevalence = float(label.mean())
     x = to_logit(probabilities)
@@ -261,22 +213,25 @@ def _coefficient(
     if groups is not None and groups.max() == 0:
         # One lesion has no variance between lesions.
         return _UNDEFINED
-    with warnings.catch_warnings():
-        # Perfectly separated classes have no finite slope: said below, by None.
-        warnings.simplefilter("ignore", PerfectSeparationWarning)
-        warnings.simplefilter("ignore", RuntimeWarning)
-        model = sm.GLM(label, exog, family=sm.families.Binomial(), offset=offset)
-        if groups is None:
-            fitted = model.fit(tol=1e-10)
-        else:
-            fitted = model.fit(
-                tol=1e-10, cov_type="cluster", cov_kwds={"groups": groups}
-            )
+    clustered = {"cov_type": "cluster", "cov_kwds": {"groups": groups}}
+    model = sm.GLM(label, exog, family=sm.families.Binomial(), offset=offset)
+    with _fits_quietly():
+        fitted = model.fit(tol=1e-10, **({} if groups is None else clustered))
         value = float(fitted.params[-1])
         low, high = (float(limit) for limit in fitted.conf_int()[-1])
     # Where the classes are apart the iterations run away, and so does the error.
-    if not fitted.converged or not all(map(math.isfinite, (value, low, high))):
-        return _UNDEFINED
-    if high - low > 1e3:
+    known = fitted.converged and np.isfinite([value, low, high]).all()
+    if not known or high - low > 1e3:
         return _UNDEFINED
     return {"value": value, "low": low, "high": high}
+
+
+@contextmanager
+def _fits_quietly() -> Iterator[None]:
+    """Silence what is answered by looking at the fit: convergence and finite limits."""
+    with warnings.catch_warnings():
+        # Perfectly separated classes have no finite slope, and two images leave no
+        # degree of freedom for standard errors.
+        warnings.simplefilter("ignore", PerfectSeparationWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield

@@ -1,17 +1,12 @@
 """One training run judged over its folds, or over its one fixed split.
 
 Every lesion is judged by a model and at a threshold that have not seen it. Two ways
-give the threshold of a fold:
-
-- "own": that fold's own validation scores. Neither the fold's model nor its threshold
-  has seen a lesion of its test set, in any way.
-- "pooled": the out-of-fold validation scores of all folds, put together, without the
-  lesions of this fold's test set. It rests on more melanomas. The threshold has not
-  seen the scores or labels of the lesions that it judges, but the other folds' models,
-  whose scores it is made of, were trained on some of them; and it takes the scores of
-  different models as being on one scale.
-
-With one fixed split both are the threshold of the main report.
+give the threshold of a fold: "own", from that fold's own validation scores; and
+"pooled", from the out-of-fold validation scores of all folds, put together, without the
+lesions of this fold's test set. The latter rests on more melanomas, but the other
+folds' models were trained on some of the lesions that it judges, and it takes scores of
+different models as being on one scale. With one fixed split both are the threshold of
+the main report.
 """
 
 import zlib
@@ -21,33 +16,32 @@ from dataclasses import dataclass
 import numpy as np
 
 from mela_jax.errors import UserError
-from mela_jax.evaluation.bootstrap import curve_figures, resample_lesions
+from mela_jax.evaluation.bootstrap import (
+    concatenate,
+    curve_figures,
+    resample_lesions,
+)
 from mela_jax.evaluation.intervals import FloatArray, IntArray
 from mela_jax.evaluation.measure import Settings, refuse_shared
 from mela_jax.evaluation.operating_point import (
     Confusion,
     choose_threshold,
-    confusion,
     guarantee_threshold,
+    lowest_of_each,
+    misses_allowed,
     misses_guaranteed,
 )
+from mela_jax.evaluation.rates import RATES
 from mela_jax.evaluation.scores import Predictions, pool, require_both_classes
 
 SOURCES = ("own", "pooled")
 AREAS = ("roc_auc", "pr_auc")
-RATES = ("sensitivity", "specificity", "ppv", "npv")
 FIGURES = (*AREAS, *RATES)
 
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """The scores of one fold's model.
-
-    Attributes:
-        number: of the fold; -1 for a fixed split.
-        val: scores on its validation set.
-        test: scores on its test set.
-    """
+    """The scores of one fold's model; number is -1 for a fixed split."""
 
     number: int
     val: Predictions
@@ -88,46 +82,40 @@ def judge_folds(
     often wherever it occurs, and the draw depends on the names of the lesions and
     the seed alone, so that the replicates of all models on the same images are paired.
 
-    Args:
-        folds: one for each fold, or one for a fixed split.
-        settings: target, policy, delta, num_bootstrap and seed.
-        source: "own" or "pooled", see above.
-
     Raises:
-        UserError: a set with one class only, a lesion in two test sets or in validation
-            and test of one fold, or too few melanomas for a guarantee.
+        UserError: no fold, a set with one class only, a lesion in two test sets or in
+            validation and test of one fold, or too few melanomas for a guarantee.
     """
-    check_folds(folds)
-    chosen = [calibration_scores(folds, fold, source=source) for fold in folds]
-    thresholds = tuple(_threshold(pool(parts), settings) for parts in chosen)
-    parts = [
-        _resample_fold(fold, calibration, settings, threshold)
-        for fold, calibration, threshold in zip(folds, chosen, thresholds, strict=True)
-    ]
-    values = _figures([part[0] for part in parts])
-    replicates = _figures([part[1] for part in parts])
-    counts = [
-        confusion(fold.test.label, fold.test.score, threshold)
-        for fold, threshold in zip(folds, thresholds, strict=True)
-    ]
+    _check_folds(folds)
+    thresholds, observed, resampled = [], [], []
+    lesions = dict.fromkeys(RATES, 0)
+    for fold in folds:
+        calibration = _calibration_scores(folds, fold, source=source)
+        threshold = _threshold(pool(calibration), settings)
+        thresholds.append(threshold)
+        once = np.ones((1, fold.test.label.size), dtype=np.int64)
+        observed.append(_count(fold.test, once, np.asarray([threshold])))
+        resampled.append(_resample_fold(fold.test, calibration, settings))
+        # Folds share no lesion.
+        names = np.asarray(fold.test.lesion_id)
+        melanoma, flagged = fold.test.label == 1, fold.test.score >= threshold
+        counted = (melanoma, ~melanoma, flagged, ~flagged)
+        for rate, held in zip(RATES, counted, strict=True):
+            lesions[rate] += len(np.unique(names[held]))
+    total = _sum(observed)
     return Judged(
-        thresholds=thresholds,
+        thresholds=tuple(thresholds),
         confusion=Confusion(
-            *(sum(getattr(c, k) for c in counts) for k in ("tp", "fp", "tn", "fn"))
+            **{name: int(total[name][0]) for name in ("tp", "fp", "tn", "fn")}
         ),
-        values={name: float(figure[0]) for name, figure in values.items()},
-        replicates=replicates,
-        lesions=_lesions(folds, thresholds),
+        values={name: float(f[0]) for name, f in _figures(total, len(folds)).items()},
+        replicates=_figures(_sum(resampled), len(folds)),
+        lesions=lesions,
     )
 
 
-def check_folds(folds: Sequence[Fold]) -> None:
-    """Refuse folds on which no honest figure can be computed.
-
-    Raises:
-        UserError: there is none; a set has one class only; validation and test of a
-            fold share an image or a lesion; two test sets do.
-    """
+def _check_folds(folds: Sequence[Fold]) -> None:
+    """Refuse folds on which no honest figure can be computed."""
     if not folds:
         raise UserError("there is no fold to judge; finish a run first")
     owner: dict[str, int] = {}
@@ -145,91 +133,59 @@ def check_folds(folds: Sequence[Fold]) -> None:
                 )
 
 
-def calibration_scores(
+def _calibration_scores(
     folds: Sequence[Fold], fold: Fold, *, source: str
 ) -> list[Predictions]:
-    """Return the validation scores that the threshold of a fold is chosen on.
-
-    Args:
-        folds: all folds.
-        fold: the one whose test set is to be judged.
-        source: "own" or "pooled".
-    """
+    """Return the validation scores that the threshold of one of the folds rests on."""
+    if source not in SOURCES:
+        raise ValueError(f"source {source!r} is none of {SOURCES}")
     if source == "own":
         return [fold.val]
-    if source != "pooled":
-        raise ValueError(f"source {source!r} is none of {SOURCES}")
-    judged = set(fold.test.lesion_id)
-    kept = [_without(other.val, judged) for other in folds]
-    return [part for part in kept if part is not None]
-
-
-def _without(scores: Predictions, lesions: set[str]) -> Predictions | None:
-    """Return the scores of all other lesions; None where none is left."""
-    rows = [i for i, name in enumerate(scores.lesion_id) if name not in lesions]
-    if not rows:
-        return None
-    return Predictions(
-        [scores.image_id[i] for i in rows],
-        [scores.lesion_id[i] for i in rows],
-        scores.label[rows],
-        scores.score[rows],
-    )
+    judged = fold.test.lesion_id
+    kept = [(val, ~np.isin(val.lesion_id, judged)) for val in (f.val for f in folds)]
+    return [val.take(np.flatnonzero(rows)) for val, rows in kept if rows.any()]
 
 
 def _threshold(val: Predictions, settings: Settings) -> float:
     """Choose the threshold by the policy of the settings."""
+    target, delta = settings.target, settings.delta
     if settings.policy == "empirical":
-        return choose_threshold(val.label, val.score, target=settings.target)
-    found = guarantee_threshold(
-        val.label,
-        val.score,
-        val.lesion_id,
-        target=settings.target,
-        delta=settings.delta,
-    )
-    if found.threshold is None:
-        raise UserError(
-            f"validation has {found.units} melanoma lesions, too few for a guarantee; "
-            f"{found.units_needed} are needed"
-        )
-    return found.threshold
+        return choose_threshold(val.label, val.score, target=target)
+    return guarantee_threshold(
+        val.label, val.score, val.lesion_id, target=target, delta=delta
+    ).required_threshold()
 
 
 def _resample_fold(
-    fold: Fold,
-    calibration: Sequence[Predictions],
-    settings: Settings,
-    threshold: float,
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Return areas and counts of one fold: observed [1] and resampled [R] each."""
-    test = fold.test
-    at = _resampled_thresholds(calibration, settings)
-
-    def counts(weight: IntArray, thresholds: FloatArray) -> dict[str, FloatArray]:
-        curves = curve_figures(test.label, test.score, weight)
-        flagged = weight * (test.score[None] >= thresholds[:, None])
-        positives = weight @ test.label
-        tp = flagged @ test.label
-        given = np.isfinite(thresholds)
-        return {
-            "roc_auc": curves.roc_auc,
-            "pr_auc": curves.pr_auc,
-            "tp": np.where(given, tp, np.nan),
-            "fp": np.where(given, flagged.sum(axis=1) - tp, np.nan),
-            "positives": positives.astype(np.float64),
-            "negatives": (weight.sum(axis=1) - positives).astype(np.float64),
-        }
-
-    observed = counts(
-        np.ones((1, test.label.size), dtype=np.int64), np.asarray([threshold])
-    )
-    rows, start = [], 0
+    test: Predictions, calibration: Sequence[Predictions], settings: Settings
+) -> dict[str, FloatArray]:
+    """Return `_count` of every replicate, at the threshold of that replicate."""
+    thresholds = _resampled_thresholds(calibration, settings)
+    parts, start = [], 0
     for weight in _weights(test, settings):
-        rows.append(counts(weight, at[start : start + len(weight)]))
+        at = thresholds[start : start + len(weight)]
+        parts.append(_count(test, weight, at))
         start += len(weight)
-    return observed, {
-        name: np.concatenate([row[name] for row in rows]) for name in observed
+    return concatenate(parts)
+
+
+def _count(
+    test: Predictions, weight: IntArray, thresholds: FloatArray
+) -> dict[str, FloatArray]:
+    """Return areas and counts [R] under weights [R, N] at thresholds [R] or NaN."""
+    curves = curve_figures(test.label, test.score, weight)
+    flagged = weight * (test.score[None] >= thresholds[:, None])
+    positives = weight @ test.label
+    tp = np.where(np.isfinite(thresholds), flagged @ test.label, np.nan)
+    fp = flagged.sum(axis=1) - tp
+    return {
+        **{name: curves[name] for name in AREAS},
+        "tp": tp,
+        "fp": fp,
+        "tn": curves["images"] - positives - fp,
+        "fn": positives - tp,
+        "positives": positives,
+        "negatives": curves["images"] - positives,
     }
 
 
@@ -258,9 +214,8 @@ def _resampled_thresholds(
         if settings.policy == "guaranteed":
             # A lesion is one unit, by its lowest score.
             names = np.asarray(scores.lesion_id)[held]
-            order = np.lexsort((unit_scores, names))
-            first = np.unique(names[order], return_index=True)[1]
-            weights, unit_scores = weights[:, order[first]], unit_scores[order[first]]
+            units = lowest_of_each(names, unit_scores)
+            weights, unit_scores = weights[:, units], unit_scores[units]
         drawn.append(weights)
         lowest.append(unit_scores)
     unit_scores = np.concatenate(lowest)
@@ -280,34 +235,22 @@ def _misses(total: int, settings: Settings) -> int:
         return -1
     if settings.policy == "guaranteed":
         return misses_guaranteed(total, target=settings.target, delta=settings.delta)[0]
-    reachable = np.arange(1, total + 1) / total
-    return total - 1 - int(np.searchsorted(reachable, settings.target, side="left"))
+    return misses_allowed(total, target=settings.target)
 
 
-def _figures(parts: Sequence[dict[str, FloatArray]]) -> dict[str, FloatArray]:
-    """Return each figure over all folds, [R]."""
-    total = {name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]}
-    tp, fp = total["tp"], total["fp"]
-    fn, tn = total["positives"] - tp, total["negatives"] - fp
+def _sum(folds: Sequence[dict[str, FloatArray]]) -> dict[str, FloatArray]:
+    """Add up the counts and areas of all folds."""
+    return {name: np.sum([fold[name] for fold in folds], axis=0) for name in folds[0]}
+
+
+def _figures(total: dict[str, FloatArray], num_folds: int) -> dict[str, FloatArray]:
+    """Return each figure over all folds, [R], from `_sum`."""
+    tp, fp, tn, fn = (total[name] for name in ("tp", "fp", "tn", "fn"))
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
-            "roc_auc": total["roc_auc"] / len(parts),
-            "pr_auc": total["pr_auc"] / len(parts),
+            **{name: total[name] / num_folds for name in AREAS},
             "sensitivity": tp / total["positives"],
             "specificity": tn / total["negatives"],
             "ppv": tp / (tp + fp),
             "npv": tn / (tn + fn),
         }
-
-
-def _lesions(folds: Sequence[Fold], thresholds: Sequence[float]) -> dict[str, int]:
-    """Count the lesions in the denominator of each rate."""
-    found: dict[str, set[str]] = {name: set() for name in RATES}
-    for fold, threshold in zip(folds, thresholds, strict=True):
-        names = np.asarray(fold.test.lesion_id)
-        melanoma, flagged = fold.test.label == 1, fold.test.score >= threshold
-        for rate, held in zip(
-            RATES, (melanoma, ~melanoma, flagged, ~flagged), strict=True
-        ):
-            found[rate] |= set(names[held].tolist())
-    return {rate: len(held) for rate, held in found.items()}

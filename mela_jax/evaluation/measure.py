@@ -1,6 +1,6 @@
 """From the scores of a model on validation and test to every figure of the report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from mela_jax.evaluation.bootstrap import (
     Resampled,
     bootstrap,
     percentile_interval,
+    specificity_at,
 )
 from mela_jax.evaluation.calibration import (
     Calibration,
@@ -20,25 +21,24 @@ from mela_jax.evaluation.calibration import (
     calibration_figures,
     fit_calibration,
 )
-from mela_jax.evaluation.intervals import FloatArray, auc_interval, wilson
-from mela_jax.evaluation.multiclass import ask_classes, class_figures
+from mela_jax.evaluation.intervals import FloatArray, auc_interval
+from mela_jax.evaluation.multiclass import add_classes, class_figures
 from mela_jax.evaluation.operating_point import (
     POLICIES,
-    Confusion,
-    Guarantee,
     choose_threshold,
     confusion,
     guarantee_threshold,
 )
 from mela_jax.evaluation.rates import (
-    BoolArray,
+    RATES,
     Rates,
     at_prevalence,
-    decision_curve_columns,
+    net_benefit_at,
+    net_benefit_columns,
 )
 from mela_jax.evaluation.scores import Predictions, check_binary, require_both_classes
 from mela_jax.evaluation.subgroups import (
-    ask_groups,
+    add_groups,
     false_alarms_by_diagnosis,
     group_figures,
     list_images,
@@ -89,10 +89,8 @@ class Settings:
         ):
             if choice not in choices:
                 raise UserError(f"{name} {choice!r} is none of {', '.join(choices)}")
-        for name, value in (
-            ("delta", self.delta),
-            *(("prevalence", p) for p in self.prevalences),
-        ):
+        shares = [("delta", self.delta), *(("prevalence", p) for p in self.prevalences)]
+        for name, value in shares:
             if not 0 < value < 1:
                 raise UserError(f"{name} {value} is not above 0 and below 1")
         if not 0 < self.target <= 1:
@@ -106,15 +104,11 @@ def selection_metrics(
 ) -> dict[str, float]:
     """Return the validation figures by which the best checkpoint is chosen.
 
-    Args:
-        labels: [N] of 0 and 1, both present.
-        scores: [N] in [0, 1].
-        target: wanted sensitivity, in (0, 1].
+    Labels [N] are 0 and 1, both present, and scores [N] lie in [0, 1].
 
     Returns:
-        "roc_auc"; "pr_auc" (average precision); "specificity_at_target": specificity
-        at the highest threshold whose sensitivity on these same data reaches the
-        target.
+        "roc_auc"; "pr_auc" (average precision); "specificity_at_target", at the highest
+        threshold whose sensitivity on these same data reaches the target in (0, 1].
 
     Raises:
         UserError: one class only, or unfit labels, scores or target.
@@ -134,18 +128,11 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Choose the threshold on validation, freeze it, and measure both splits with it.
 
-    Args:
-        val: scores on validation.
-        test: scores on the test set.
-        settings: how to judge.
-
     Returns:
-        "val" and "test": figures of the split, see `docs/evaluation.md` for each;
-        "policy"; "thresholds": policy -> threshold, None where the guarantee takes more
-        melanomas than validation has; "guarantee", by lesion, and what it would be by
-        image; "calibration": the fitted map, or None, and then "uncalibrated": why.
-        Every rate is {value, low, high} with a 95 % interval, its value None where it
-        is undefined (nobody flagged: PPV).
+        What metrics.json holds of a model, see `docs/evaluation.md`. "thresholds" and
+        "guarantee" are None where validation has too few melanomas, "calibration" is
+        None where "uncalibrated" says why. Every rate is {value, low, high} with a 95 %
+        interval, its value None where it is undefined (nobody flagged: PPV).
 
     Raises:
         UserError: a split with one class only, an image or a lesion in both splits, or
@@ -154,43 +141,36 @@ def evaluate_model(
     require_both_classes(val.label, "val")
     require_both_classes(test.label, "test")
     refuse_shared(val, test)
+    target, delta = settings.target, settings.delta
     guarantee, by_image = (
-        guarantee_threshold(
-            val.label,
-            val.score,
-            lesions,
-            target=settings.target,
-            delta=settings.delta,
-        )
-        if settings.target < 1
+        guarantee_threshold(val.label, val.score, lesions, target=target, delta=delta)
+        if target < 1
         else None
         for lesions in (val.lesion_id, None)
     )
     thresholds = {
-        "empirical": choose_threshold(val.label, val.score, target=settings.target),
+        "empirical": choose_threshold(val.label, val.score, target=target),
         "guaranteed": guarantee.threshold if guarantee else None,
     }
-    threshold = thresholds[settings.policy]
-    if threshold is None:
-        raise UserError(_cannot_guarantee(guarantee))
-    fitted = fit_calibration(
-        val.label, val.score, method=settings.calibration, threshold=threshold
-    )
+    if settings.policy == "guaranteed":
+        if guarantee is None:
+            raise UserError(
+                "a target sensitivity of 100 % cannot be guaranteed; lower the target"
+            )
+        guarantee.required_threshold()
+    given = {policy: at for policy, at in thresholds.items() if at is not None}
+    method, threshold = settings.calibration, given[settings.policy]
+    fitted = fit_calibration(val.label, val.score, method=method, threshold=threshold)
     calibration = fitted if isinstance(fitted, Calibration) else None
-    measured = {
-        name: _measure(
-            split, settings, threshold, thresholds, calibration, whole=name == "test"
-        )
-        for name, split in (("val", val), ("test", test))
-    }
     return {
-        **measured,
+        "val": _measure(val, settings, given, calibration, whole=False),
+        "test": _measure(test, settings, given, calibration, whole=True),
         "policy": settings.policy,
         "thresholds": thresholds,
         "guarantee": asdict(guarantee) if guarantee else None,
         "guarantee_if_images_were_independent": asdict(by_image) if by_image else None,
         "calibration": asdict(calibration) if calibration else None,
-        "uncalibrated": None if isinstance(fitted, Calibration) else fitted.reason,
+        "uncalibrated": fitted if isinstance(fitted, str) else None,
     }
 
 
@@ -200,10 +180,8 @@ def refuse_shared(val: Predictions, test: Predictions) -> None:
     Raises:
         UserError: it does.
     """
-    for what, shared in (
-        ("image", set(val.image_id) & set(test.image_id)),
-        ("lesion", set(val.lesion_id) & set(test.lesion_id)),
-    ):
+    for what in ("image", "lesion"):
+        shared = set(getattr(val, f"{what}_id")) & set(getattr(test, f"{what}_id"))
         if shared:
             raise UserError(
                 f"val and test share {len(shared)} {what}(s), for example "
@@ -211,90 +189,82 @@ def refuse_shared(val: Predictions, test: Predictions) -> None:
             )
 
 
-def _cannot_guarantee(guarantee: Guarantee | None) -> str:
-    if guarantee is None:
-        return "a target sensitivity of 100 % cannot be guaranteed; lower the target"
-    return (
-        f"validation has {guarantee.units} melanoma lesions, too few to guarantee "
-        f"{100 * guarantee.target:g} % sensitivity at {100 * (1 - guarantee.delta):g} %"
-        f" confidence: {guarantee.units_needed} are needed, "
-        f"{guarantee.units_needed - guarantee.units} more; what these could guarantee "
-        f"is {100 * guarantee.most:.1f} %. Add melanomas, lower the target, or take the"
-        " empirical policy"
-    )
-
-
 def _measure(
     split: Predictions,
     settings: Settings,
-    threshold: float,
-    thresholds: Mapping[str, float | None],
+    thresholds: Mapping[str, float],
     calibration: Calibration | None,
     *,
     whole: bool,
 ) -> dict[str, Any]:
-    """Return the figures of one split at thresholds that are already chosen."""
+    """Return the figures of one split, and `whole` those that only a test set gets.
+
+    Thresholds, by their policy, and calibration come from validation.
+    """
     melanoma = split.label == 1
     rates = Rates(split)
-    points = {
-        policy: _ask_point(rates, melanoma, split.score >= at)
-        for policy, at in thresholds.items()
-        if at is not None
-    }
-    flagged = split.score >= threshold
-    groups = ask_groups(split, flagged, rates) if whole else []
-    classes = ask_classes(split.classes, rates) if whole and split.classes else None
+    for policy, threshold in thresholds.items():
+        rates.add_decision(policy, split.score >= threshold, melanoma)
+    flagged = split.score >= thresholds[settings.policy]
+    groups = add_groups(split, flagged, rates) if whole else {}
+    if whole and split.classes:
+        add_classes(split.classes, rates)
     calibrated = calibrate(calibration, split.score) if calibration else None
     probabilities = {"score": split.score, "calibrated": calibrated}
-    columns = [rates.columns]
-    for each in probabilities.values():
+    columns = dict(rates.columns)
+    for name, each in probabilities.items():
         if each is not None:
-            columns += [np.square(each - split.label)[:, None]]
-    briers = rates.columns.shape[1]
-    curve = sum(part.shape[1] for part in columns)
+            columns[f"squared error of {name}"] = np.square(each - split.label)
     if whole and calibrated is not None:
-        columns += [
-            decision_curve_columns(split.label, calibrated, DECISION_THRESHOLDS)
-        ]
+        columns |= net_benefit_columns(split.label, calibrated, DECISION_THRESHOLDS)
     drawn = bootstrap(
-        split.label,
-        split.lesion_id,
-        split.score,
+        split,
         num_bootstrap=settings.num_bootstrap,
         seed=settings.seed,
-        columns=np.concatenate(columns, axis=1),
+        columns=columns,
         sensitivities=(*SENSITIVITIES, *BAND),
         partial_from=PARTIAL_FROM,
     )
-    described = {
-        policy: _describe_point(
-            split, settings, points[policy], rates, drawn, thresholds[policy]
-        )
-        for policy in points
-    }
-    lesions = [
+    others, melanomas = (
         len(np.unique(np.asarray(split.lesion_id)[split.label == value]))
         for value in (0, 1)
-    ]
-    known = min(lesions) > 1
+    )
+
+    def area(name: str, most: float = 1.0) -> dict[str, Any]:
+        """Return an area; of a class with one lesion nothing is known."""
+        value = drawn.observed[name]
+        if min(others, melanomas) < 2:
+            return {"value": value, "low": 0.0, "high": most}
+        return {**percentile_interval(value, drawn.replicates[name])}
+
+    points = {}
+    for policy, threshold in thresholds.items():
+        counts = confusion(split.label, split.score, threshold)
+        points[policy] = {
+            "target_sensitivity": settings.target,
+            "threshold": threshold,
+            "chosen_on": "val",
+            **rates.by_image(policy),
+            "confusion": asdict(counts),
+            "flags_everyone": counts.flags_everyone,
+            "by_lesion": rates.by_lesion(policy, drawn),
+        }
     figures: dict[str, Any] = {
         "n": int(split.label.size),
         "positives": int(split.label.sum()),
         "lesions": split.num_lesions,
-        "positive_lesions": lesions[1],
-        "negative_lesions": lesions[0],
-        "roc_auc": _area(drawn, "roc_auc", known=known),
-        "pr_auc": _area(drawn, "pr_auc", known=known),
+        "positive_lesions": melanomas,
+        "negative_lesions": others,
+        "roc_auc": area("roc_auc"),
+        "pr_auc": area("pr_auc"),
         "replicates": drawn.num_replicates,
         "roc_auc_delong": auc_interval(split.label, split.score),
         "roc_auc_by_lesion": auc_interval(split.label, split.score, split.lesion_id),
-        "operating_point": described[settings.policy],
-        "operating_points": described,
+        "operating_point": points[settings.policy],
+        "operating_points": points,
         "calibration": {
-            name: None
-            if each is None
-            else _calibration(split, each, drawn, briers + column)
-            for column, (name, each) in enumerate(probabilities.items())
+            name: None if each is None else _calibration(split, name, each, drawn)
+            for name, each in probabilities.items()
         },
     }
     if not whole:
@@ -302,108 +272,39 @@ def _measure(
     return figures | {
         "partial_auc": {
             "above_sensitivity": PARTIAL_FROM,
-            **_area(drawn, "partial_auc", known=known, most=1 - PARTIAL_FROM),
+            **area("partial_auc", most=1 - PARTIAL_FROM),
         },
-        "specificity_at_sensitivity": _specificities(
-            drawn, 0, SENSITIVITIES, known=known
-        ),
-        "roc_band": _specificities(drawn, len(SENSITIVITIES), BAND, known=known),
-        "prevalence": _prevalences(
-            split, settings, points[settings.policy], rates, drawn
-        ),
-        "decision_curve": None
-        if calibrated is None
-        else _decision_curve(split, drawn, curve),
-        "subgroups": [group_figures(split, group, rates, drawn) for group in groups],
+        **{
+            name: [
+                {"sensitivity": s, "specificity": area(specificity_at(s))}
+                for s in sensitivities
+            ]
+            for name, sensitivities in (
+                ("specificity_at_sensitivity", SENSITIVITIES),
+                ("roc_band", BAND),
+            )
+        },
+        "prevalence": _prevalences(split, settings, rates, drawn),
+        "decision_curve": None if calibrated is None else _decision_curve(split, drawn),
+        "subgroups": [
+            group_figures(split, by, name, held, rates, drawn)
+            for (by, name), held in groups.items()
+        ],
         "false_alarms_by_dx": false_alarms_by_diagnosis(split, flagged),
-        "multiclass": class_figures(split, classes, rates, drawn) if classes else None,
+        "multiclass": class_figures(split, rates, drawn) if split.classes else None,
         "missed": list_images(split, melanoma & ~flagged, highest_first=False),
         "false_alarms": list_images(split, ~melanoma & flagged, highest_first=True),
     }
 
 
-@dataclass(frozen=True)
-class _Point:
-    """The rates of one operating point, by their number."""
-
-    sensitivity: int
-    specificity: int
-    ppv: int
-    npv: int
-
-
-def _ask_point(rates: Rates, melanoma: BoolArray, flagged: BoolArray) -> _Point:
-    return _Point(
-        sensitivity=rates.ask(flagged, among=melanoma),
-        specificity=rates.ask(~flagged, among=~melanoma),
-        ppv=rates.ask(melanoma, among=flagged),
-        npv=rates.ask(~melanoma, among=~flagged),
-    )
-
-
-def _describe_point(
-    split: Predictions,
-    settings: Settings,
-    point: _Point,
-    rates: Rates,
-    drawn: Resampled,
-    threshold: float | None,
-) -> dict[str, Any]:
-    assert threshold is not None, "only points that exist are described"
-    counts: Confusion = confusion(split.label, split.score, threshold)
-    numbers = asdict(point)
-    return {
-        "target_sensitivity": settings.target,
-        "threshold": threshold,
-        "chosen_on": "val",
-        **{name: wilson(*rates.count(rate)) for name, rate in numbers.items()},
-        "confusion": asdict(counts),
-        "flags_everyone": counts.flags_everyone,
-        "by_lesion": {
-            name: rates.interval(rate, drawn) for name, rate in numbers.items()
-        },
-    }
-
-
-def _area(drawn: Resampled, name: str, *, known: bool, most: float = 1.0) -> Any:
-    """Return an area with its interval; of one lesion of a class nothing is known."""
-    observed = float(getattr(drawn.observed, name)[0])
-    if not known:
-        return {"value": observed, "low": 0.0, "high": most}
-    return percentile_interval(observed, getattr(drawn.replicates, name))
-
-
-def _specificities(
-    drawn: Resampled, start: int, sensitivities: Sequence[float], *, known: bool
-) -> list[dict[str, Any]]:
-    observed = drawn.observed.specificity_at[0, start:]
-    replicates = drawn.replicates.specificity_at[:, start:]
-    return [
-        {
-            "sensitivity": wanted,
-            "specificity": percentile_interval(float(observed[i]), replicates[:, i])
-            if known
-            else {"value": float(observed[i]), "low": 0.0, "high": 1.0},
-        }
-        for i, wanted in enumerate(sensitivities)
-    ]
-
-
 def _prevalences(
-    split: Predictions,
-    settings: Settings,
-    point: _Point,
-    rates: Rates,
-    drawn: Resampled,
+    split: Predictions, settings: Settings, rates: Rates, drawn: Resampled
 ) -> list[dict[str, Any]]:
-    se = rates.interval(point.sensitivity, drawn)
-    sp = rates.interval(point.specificity, drawn)
-    replicates: tuple[FloatArray, FloatArray] | None = (
-        rates.replicates(point.sensitivity, drawn),
-        rates.replicates(point.specificity, drawn),
-    )
-    if not (rates.varies(point.sensitivity) and rates.varies(point.specificity)):
-        replicates = None
+    names = [f"{settings.policy} {rate}" for rate in RATES[:2]]
+    se, sp = (rates.interval(name, drawn) for name in names)
+    replicates = None
+    if all(rates.varies(name) for name in names):
+        replicates = [rates.replicates(name, drawn) for name in names]
     own = float(split.label.mean())
     return [
         {**at_prevalence(p, se, sp, replicates), "own": p == own}
@@ -412,40 +313,32 @@ def _prevalences(
 
 
 def _calibration(
-    split: Predictions, probabilities: FloatArray, drawn: Resampled, column: int
+    split: Predictions, name: str, probabilities: FloatArray, drawn: Resampled
 ) -> dict[str, Any]:
     """Return the calibration figures, with the Brier score's interval."""
-    low, high = np.quantile(
-        drawn.replicates.sums[:, column] / _sizes(drawn), [0.025, 0.975]
-    )
-    return calibration_figures(split, probabilities) | {
-        "brier_low": float(low),
-        "brier_high": float(high),
-    }
+    low, high = _mean_limits(f"squared error of {name}", drawn)
+    limits = {"brier_low": low, "brier_high": high}
+    return calibration_figures(split, probabilities) | limits
 
 
-def _sizes(drawn: Resampled) -> FloatArray:
-    """Return the images in each replicate, which vary with the lesions drawn.
-
-    The first two rates asked for are sensitivity and specificity, whose denominators
-    make up the replicate.
-    """
-    return drawn.replicates.sums[:, 1] + drawn.replicates.sums[:, 3]
-
-
-def _decision_curve(
-    split: Predictions, drawn: Resampled, start: int
-) -> dict[str, list[Any]]:
-    prevalence = float(split.label.mean())
-    observed = drawn.observed.sums[0, start:] / split.label.size
-    spread = drawn.replicates.sums[:, start:] / _sizes(drawn)[:, None]
-    low, high = np.quantile(spread, [0.025, 0.975], axis=0)
+def _decision_curve(split: Predictions, drawn: Resampled) -> dict[str, list[Any]]:
+    prevalence, n = float(split.label.mean()), split.label.size
+    at = list(DECISION_THRESHOLDS)
+    limits = [_mean_limits(net_benefit_at(t), drawn) for t in at]
     return {
-        "threshold": list(DECISION_THRESHOLDS),
-        "net_benefit": observed.tolist(),
-        "low": low.tolist(),
-        "high": high.tolist(),
-        "treat_all": [
-            prevalence - (1 - prevalence) * t / (1 - t) for t in DECISION_THRESHOLDS
-        ],
+        "threshold": at,
+        "net_benefit": [drawn.observed[net_benefit_at(t)] / n for t in at],
+        "low": [low for low, _ in limits],
+        "high": [high for _, high in limits],
+        "treat_all": [prevalence - (1 - prevalence) * t / (1 - t) for t in at],
     }
+
+
+def _mean_limits(column: str, drawn: Resampled) -> tuple[float, float]:
+    """Return the central 95 % of a column's mean over images.
+
+    The images of a replicate vary in number with the lesions drawn.
+    """
+    means = drawn.replicates[column] / drawn.replicates["images"]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

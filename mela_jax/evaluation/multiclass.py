@@ -4,42 +4,23 @@ The decision is the class with the highest score. It has no threshold, so it pro
 nothing of melanoma; the operating point does that.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import accuracy_score, f1_score, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    recall_score,
+)
 
 from mela_jax.evaluation.bootstrap import Resampled, percentile_interval
-from mela_jax.evaluation.classes import TIED, ClassScores
-from mela_jax.evaluation.intervals import (
-    Interval,
-    auc_interval,
-    macro_auc_interval,
-    wilson,
-)
-from mela_jax.evaluation.rates import Rates
+from mela_jax.evaluation.classes import TIED, ClassScores, IntArray
+from mela_jax.evaluation.intervals import auc_interval, macro_auc_interval
+from mela_jax.evaluation.rates import RATES, Rates
 from mela_jax.evaluation.scores import Predictions
 from mela_jax.evaluation.subgroups import FEW
-
-RATES = ("sensitivity", "specificity", "ppv")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Rates of the highest-score decision, by their number in `Rates`.
-
-    Attributes:
-        classes: what was scored.
-        accuracy: share of images whose class is right.
-        of_class: for each class the rates of `RATES`, it against the rest.
-    """
-
-    classes: ClassScores
-    accuracy: int
-    of_class: Sequence[dict[str, int]]
 
 
 def class_selection_metrics(
@@ -47,13 +28,9 @@ def class_selection_metrics(
 ) -> dict[str, float]:
     """Return figures of the arg-max by which the best checkpoint can be chosen.
 
-    The decision is the class with the highest probability; with one class, which is
-    melanoma, P >= 0.5.
-
-    Args:
-        labels: int [N], index of the true class; with one class 1 for melanoma, else 0.
-        probabilities: float [N, K], P(class).
-        melanoma: index of the class that is melanoma; 0 with one class.
+    The decision is the class with the highest of the probabilities [N, K]; with one
+    class, which is melanoma, P >= 0.5. Labels int [N] are indices of the true class;
+    with one class 1 for melanoma, else 0.
 
     Returns:
         "macro_f1": mean F1 of the classes that are true or decided somewhere;
@@ -80,69 +57,44 @@ def class_selection_metrics(
     }
 
 
-def ask_classes(classes: ClassScores, rates: Rates) -> Asked:
-    """Ask for the rates of every class, before the bootstrap."""
+def add_classes(classes: ClassScores, rates: Rates) -> None:
+    """Add accuracy and the rates of every class against the rest."""
     truth, decision = classes.truth, classes.decision
-    return Asked(
-        classes,
-        rates.ask(decision == truth, among=np.ones(truth.size, dtype=bool)),
-        [
-            {
-                "sensitivity": rates.ask(decision == k, among=truth == k),
-                "specificity": rates.ask(decision != k, among=truth != k),
-                "ppv": rates.ask(truth == k, among=decision == k),
-            }
-            for k in range(len(classes.names))
-        ],
-    )
+    rates.add("accuracy", decision == truth, among=np.ones(truth.size, dtype=bool))
+    for k in range(len(classes.names)):
+        rates.add_decision(f"class {k}", decision == k, truth == k, rates=RATES[:3])
 
 
-def class_figures(
-    split: Predictions, asked: Asked, rates: Rates, drawn: Resampled
-) -> dict[str, Any]:
-    """Return the figures of all classes.
+def class_figures(split: Predictions, rates: Rates, drawn: Resampled) -> dict[str, Any]:
+    """Return "multiclass" of metrics.json, for a split whose classes are scored.
 
-    Returns:
-        "classes": names, in the order of the file; "melanoma": the one that is;
-        "absent": those of which there is no image: their sensitivity and area are
-        undefined, and balanced accuracy and macro area are means over the others;
-        "not_summing_to_1" and "tied": images whose scores do not add up to 1, and whose
-        highest score is shared, which counts as wrong for every class;
-        "accuracy": by lesion; "balanced_accuracy": see `balanced_accuracy`;
-        "macro_roc_auc": mean of the areas, with `macro_auc_interval`;
-        "confusion": counts of images, a row for each true class and a column for each
-        decision, the last one for ties;
-        "per_class": rows with "name", "n" and "lesions" that are it, "few" (fewer than
-        `FEW` images), "roc_auc" (it against the rest, DeLong, by image; None where it
-        is absent), "roc_auc_by_lesion" (Obuchowski), "sensitivity", "specificity" and
-        "ppv" with Wilson's intervals by image, and the same under "by_lesion".
+    See `docs/evaluation.md`, "All diagnoses"; besides, "not_summing_to_1" and "tied"
+    count images whose scores do not add up to 1, and whose highest score is shared;
+    "few" marks a class with fewer than `FEW` images.
     """
-    classes = asked.classes
+    classes = split.classes
+    assert classes is not None, "only where every class is scored"
     truth, decision, k = classes.truth, classes.decision, len(classes.names)
     # Ties, -1, go into the last column.
     column = np.where(decision == TIED, k, decision)
-    counts = np.bincount(truth * (k + 1) + column, minlength=k * (k + 1))
     lesions = np.asarray(split.lesion_id)
     per_class = []
-    for i, (name, numbers) in enumerate(
-        zip(classes.names, asked.of_class, strict=True)
-    ):
+    for i, name in enumerate(classes.names):
         held = truth == i
-        label, score = held.astype(np.int64), classes.score[:, i]
+        by_image, by_lesion = (
+            auc_interval(held, classes.score[:, i], ids) if held.any() else None
+            for ids in (None, split.lesion_id)
+        )
         per_class.append(
             {
                 "name": name,
                 "n": int(held.sum()),
                 "lesions": len(np.unique(lesions[held])),
                 "few": bool(held.sum() < FEW),
-                "roc_auc": auc_interval(label, score) if held.any() else None,
-                "roc_auc_by_lesion": auc_interval(label, score, split.lesion_id)
-                if held.any()
-                else None,
-                **{rate: wilson(*rates.count(numbers[rate])) for rate in RATES},
-                "by_lesion": {
-                    rate: rates.interval(numbers[rate], drawn) for rate in RATES
-                },
+                "roc_auc": by_image,
+                "roc_auc_by_lesion": by_lesion,
+                **rates.by_image(f"class {i}"),
+                "by_lesion": rates.by_lesion(f"class {i}", drawn),
             }
         )
     return {
@@ -151,38 +103,38 @@ def class_figures(
         "absent": [row["name"] for row in per_class if not row["n"]],
         "not_summing_to_1": classes.not_summing_to_1,
         "tied": int((decision == TIED).sum()),
-        "accuracy": rates.interval(asked.accuracy, drawn),
-        "balanced_accuracy": balanced_accuracy(asked, rates, drawn),
+        "accuracy": rates.interval("accuracy", drawn),
+        "balanced_accuracy": balanced_accuracy(np.unique(truth), rates, drawn),
         "macro_roc_auc": macro_auc_interval(truth, classes.score, split.lesion_id),
-        "confusion": counts.reshape(k, k + 1).tolist(),
+        "confusion": confusion_matrix(truth, column, labels=range(k + 1))[:k].tolist(),
         "per_class": per_class,
     }
 
 
-def balanced_accuracy(asked: Asked, rates: Rates, drawn: Resampled) -> dict[str, Any]:
+def balanced_accuracy(
+    present: IntArray, rates: Rates, drawn: Resampled
+) -> dict[str, Any]:
     """Return the mean sensitivity of the classes, the measure of ISIC 2018 and 2019.
 
-    Classes without an image have none and are left out, as in scikit-learn.
+    Classes that are not `present`, by their index, have none and are left out, as in
+    scikit-learn.
 
     The interval is the percentile bootstrap over lesions, from the replicates in which
     each of the classes occurs. A class that is always right, or never, cannot vary
     under resampling; then the classes' own intervals are combined by square and add,
     half width = sqrt(sum of squared half widths) / K (Zou and Donner 2008,
-    doi:10.1002/sim.3095).
-
-    Returns:
-        "value", "low", "high"; "method": "bootstrap" or "square and add"; "replicates":
-        those used, 0 without.
+    doi:10.1002/sim.3095). "method" says which, "replicates" how many were used.
     """
-    present = np.unique(asked.classes.truth)
-    numbers = [asked.of_class[k]["sensitivity"] for k in present]
-    found: list[Interval] = [rates.interval(number, drawn) for number in numbers]
-    values = np.asarray([each["value"] for each in found], dtype=np.float64)
+    names = [f"class {k} sensitivity" for k in present]
+    found = [rates.interval(name, drawn) for name in names]
+    values, lows, highs = (
+        np.asarray([each[key] for each in found], dtype=np.float64)
+        for key in ("value", "low", "high")
+    )
     value = float(values.mean())
     if np.isin(values, (0, 1)).any():
         below, above = (
-            np.sqrt(np.sum((values - [each[end] for each in found]) ** 2)) / len(found)
-            for end in ("low", "high")
+            np.sqrt(np.sum((values - ends) ** 2)) / len(found) for ends in (lows, highs)
         )
         return {
             "value": value,
@@ -191,7 +143,7 @@ def balanced_accuracy(asked: Asked, rates: Rates, drawn: Resampled) -> dict[str,
             "method": "square and add",
             "replicates": 0,
         }
-    replicates = np.mean([rates.replicates(n, drawn) for n in numbers], axis=0)
+    replicates = np.mean([rates.replicates(name, drawn) for name in names], axis=0)
     return {
         **percentile_interval(value, replicates),
         "method": "bootstrap",

@@ -1,11 +1,13 @@
 """The scores of one model on one split: checked once, then trusted everywhere."""
 
+import contextlib
 import csv
 import io
+import itertools
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,27 +18,21 @@ from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import (
     PREFIX,
     ClassScores,
+    FloatArray,
+    IntArray,
     pool_classes,
     restore_classes,
 )
+from mela_jax.tables import Table, read_table
 
-COLUMNS = ("image_id", "lesion_id", "label", "score")
-REQUIRED = ("image_id", "label", "score")
 # What may be known of an image besides; the report looks at each of them apart.
 DETAILS = ("age", "sex", "localization", "dx", "dx_type", "source")
 
 
 def check_binary(
     labels: npt.ArrayLike, scores: npt.ArrayLike
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return labels and scores as arrays after checking that they make sense.
-
-    Args:
-        labels: [N], 1 for melanoma, 0 for everything else.
-        scores: [N], P(melanoma) in [0, 1].
-
-    Returns:
-        labels as int64 [N] and scores as float64 [N].
+) -> tuple[IntArray, FloatArray]:
+    """Return labels as int64 [N] and scores as float64 [N], checked.
 
     Raises:
         UserError: empty, of different lengths, a label other than 0 and 1, or a score
@@ -66,12 +62,8 @@ def check_binary(
     return label.astype(np.int64), score
 
 
-def require_both_classes(labels: npt.NDArray[np.int64], where: str) -> None:
-    """Refuse labels that hold only one class.
-
-    Args:
-        labels: int [N] of 0 and 1.
-        where: what the labels belong to, for the message ("val", "test", ...).
+def require_both_classes(labels: IntArray, where: str) -> None:
+    """Refuse labels of one class only; the message starts with `where` they belong.
 
     Raises:
         UserError: there is no melanoma, or nothing but melanoma.
@@ -99,8 +91,7 @@ class Predictions:
         score: float64 [N], P(melanoma) in [0, 1].
         details: column of `DETAILS` -> N texts, "" where unknown; age in years. A
             column of which nothing is known is left out.
-        classes: scores of every diagnosis, row by row; None where only melanoma was
-            scored.
+        classes: scores of every diagnosis; None where only melanoma was scored.
 
     Raises:
         UserError: see `check_binary`; also for columns of different lengths, an empty
@@ -110,8 +101,8 @@ class Predictions:
 
     image_id: list[str]
     lesion_id: list[str]
-    label: npt.NDArray[np.int64]
-    score: npt.NDArray[np.float64]
+    label: IntArray
+    score: FloatArray
     details: Mapping[str, Sequence[str]] = field(default_factory=dict)
     classes: ClassScores | None = None
 
@@ -125,26 +116,18 @@ class Predictions:
                 f"{len(self.image_id)} image ids and {len(self.lesion_id)} lesion ids "
                 f"for {label.size} scores; give one of each per image"
             )
-        seen: set[str] = set()
         for image_id, lesion_id in zip(self.image_id, self.lesion_id, strict=True):
             if not image_id or not lesion_id:
                 raise UserError(
                     f"image {image_id!r} of lesion {lesion_id!r}: a name is empty; "
                     "name every image and every lesion"
                 )
-            if image_id in seen:
-                raise UserError(
-                    f"image_id {image_id} occurs twice; score every image once"
-                )
-            seen.add(image_id)
+        image_id, count = Counter(self.image_id).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"image_id {image_id} occurs twice; score every image once")
         object.__setattr__(self, "details", self._checked_details())
-        if self.classes is not None:
-            melanoma = self.classes.melanoma
-            if not (
-                np.array_equal(self.classes.truth == melanoma, label == 1)
-                and np.array_equal(self.classes.score[:, melanoma], score)
-            ):
-                raise ValueError("class scores disagree with labels and scores")
+        if self.classes is not None and not self.classes.belong_to(label, score):
+            raise ValueError("class scores disagree with labels and scores")
 
     @property
     def num_lesions(self) -> int:
@@ -156,64 +139,61 @@ class Predictions:
         """Whether some lesion has several images."""
         return self.num_lesions < len(self.lesion_id)
 
+    def take(self, rows: npt.ArrayLike) -> "Predictions":
+        """Return some rows, by their numbers, with the scores of melanoma alone."""
+        numbers = np.asarray(rows).tolist()
+        return Predictions(
+            [self.image_id[k] for k in numbers],
+            [self.lesion_id[k] for k in numbers],
+            self.label[numbers],
+            self.score[numbers],
+            {name: [t[k] for k in numbers] for name, t in self.details.items()},
+        )
+
     def _checked_details(self) -> dict[str, list[str]]:
-        """Return the columns of which something is known, cleaned."""
-        details = {}
-        for name in DETAILS:
-            if name not in self.details:
-                continue
-            texts = [known_text(str(text)) for text in self.details[name]]
+        """Return the columns of which something is known, cleaned, in their order."""
+        unknown = set(self.details) - set(DETAILS)
+        if unknown:
+            raise ValueError(f"details {sorted(unknown)}; known are {DETAILS}")
+        details = {
+            name: [known_text(str(text)) for text in self.details[name]]
+            for name in DETAILS
+            if name in self.details
+        }
+        for name, texts in details.items():
             if len(texts) != self.label.size:
                 raise UserError(
                     f"column {name} has {len(texts)} entries for {self.label.size} "
                     "scores; give one per image"
                 )
-            if name == "age":
-                for image_id, text in zip(self.image_id, texts, strict=True):
-                    _check_age(text, image_id)
-            if any(texts):
-                details[name] = texts
-        unknown = set(self.details) - set(DETAILS)
-        if unknown:
-            raise ValueError(f"details {sorted(unknown)}; known are {DETAILS}")
-        return details
-
-
-def _check_age(text: str, image_id: str) -> None:
-    try:
-        fits = not text or 0 <= float(text) <= 130
-    except ValueError:
-        fits = False
-    if not fits:
-        raise UserError(
-            f"age {text!r} of {image_id} is not a number of years; leave it empty "
-            "where it is unknown"
-        )
+        for row, age in enumerate(details.get("age", ())):
+            if age and not 0 <= _number(age) <= 130:
+                raise UserError(
+                    f"age {age!r} of {self.image_id[row]} is not a number of years; "
+                    "leave it empty where it is unknown"
+                )
+        return {name: texts for name, texts in details.items() if any(texts)}
 
 
 def write_predictions(path: str | os.PathLike[str], predictions: Predictions) -> None:
-    """Write predictions as a CSV that reads back to the same bits.
+    """Write predictions as a CSV that reads back to the same bits, whole or not at all.
 
     Columns are `image_id,lesion_id,label,score`, then those details of which something
     is known, then P(class) of every class as `p_<class>`; `dx` is then the true class.
-    Scores are written with `repr`, the shortest text that names one float64. The file
-    appears whole or not at all.
-
-    Raises:
-        UserError: the file cannot be written.
+    Floats are written as the shortest text that names them.
     """
     columns: dict[str, Sequence[object]] = {
         "image_id": predictions.image_id,
         "lesion_id": predictions.lesion_id,
         "label": predictions.label.tolist(),
-        "score": [repr(score) for score in predictions.score.tolist()],
+        "score": predictions.score.tolist(),
         **predictions.details,
     }
     classes = predictions.classes
     if classes is not None:
         columns["dx"] = [classes.names[k] for k in classes.truth]
         for name, scores in zip(classes.names, classes.score.T, strict=True):
-            columns[PREFIX + name] = [repr(score) for score in scores.tolist()]
+            columns[PREFIX + name] = scores.tolist()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -230,93 +210,150 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     `classes.restore_classes`; `dx` must then name the true class.
 
     Raises:
-        UserError: naming the file and, where there is one, the row (its line in the
-            file, the header being line 1): no such file, not a CSV, a missing column,
-            no rows, an empty name, a label other than 0 and 1, a score that is not a
-            finite number in [0, 1], an image named twice, or a `dx` that is no class.
+        UserError: naming the file and, where there is one, the line: no table, a
+            missing column, an empty name, an image named twice, or a value that is
+            none.
     """
-    image_ids: list[str] = []
-    lesion_ids: list[str] = []
-    labels: list[int] = []
-    scores: list[float] = []
-    details: dict[str, list[str]] = {}
-    class_scores: list[list[float]] = []
-    first_line: dict[str, int] = {}
-    try:
-        with open(Path(path), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            missing = [c for c in REQUIRED if c not in columns]
-            if missing:
-                raise UserError(
-                    f"{path}: no column {', '.join(missing)}; the header must name "
-                    f"{','.join(REQUIRED)}"
-                )
-            grouped = "lesion_id" in columns
-            details = {name: [] for name in DETAILS if name in columns}
-            names = [c.removeprefix(PREFIX) for c in columns if c.startswith(PREFIX)]
-            if len(names) < 2:
-                names = []  # A single one is something else.
-            elif "dx" not in columns:
-                raise UserError(
-                    f"{path}: columns {PREFIX}{names[0]}, ... and no column dx; add "
-                    "it, the true class of each image"
-                )
-            for row in reader:
-                where = f"{path}: row {reader.line_num}"
-                # A short row leaves None in the columns that it lacks.
-                image_id, label, score = (
-                    (row[column] or "").strip() for column in REQUIRED
-                )
-                lesion_id = (row["lesion_id"] or "").strip() if grouped else image_id
-                if not image_id or not lesion_id:
-                    raise UserError(
-                        f"{where}: image_id or lesion_id is empty; name both"
-                    )
-                if image_id in first_line:
-                    raise UserError(
-                        f"{where}: image_id {image_id} was already in row "
-                        f"{first_line[image_id]}; keep one of the two"
-                    )
-                if label not in ("0", "1"):
-                    raise UserError(
-                        f"{where}: label {label!r} is neither 0 nor 1; use 1 for "
-                        "melanoma and 0 for everything else"
-                    )
-                first_line[image_id] = reader.line_num
-                image_ids.append(image_id)
-                lesion_ids.append(lesion_id)
-                labels.append(int(label))
-                scores.append(_probability(score, "score", where))
-                class_scores.append(
-                    [
-                        _probability(row[PREFIX + name] or "", PREFIX + name, where)
-                        for name in names
-                    ]
-                )
-                for name, texts in details.items():
-                    texts.append(row[name] or "")
-    except FileNotFoundError as error:
+    table = read_table(path)
+    image_id, lesion_id = read_names(table, table.require("image_id"))
+    label = read_labels(table, table.require("label"))
+    score = read_probabilities(table, [table.require("score")])[:, 0]
+    details = read_details(table)
+    of_class = [column for column in table.columns if column.startswith(PREFIX)]
+    classes = None
+    if len(of_class) > 1:  # A single one is something else.
+        names = [column.removeprefix(PREFIX) for column in of_class]
+        class_score = read_probabilities(table, of_class)
+        column = table.require("dx")
+        dx = [known_text(row[column]) for row in table.rows]
+        with naming(path):
+            classes = restore_classes(names, dx, label, score, class_score)
+    with naming(path):
+        return Predictions(image_id, lesion_id, label, score, details, classes)
+
+
+def read_names(table: Table, image: str) -> tuple[list[str], list[str]]:
+    """Return the names of the images of a table, in column `image`, and their lesions.
+
+    Without `lesion_id` every image is taken as a lesion of its own.
+
+    Raises:
+        UserError: a name is empty, or an image occurs twice.
+    """
+    lesion = table.find("lesion_id") or image
+    first: dict[str, int] = {}
+    for number, row in enumerate(table.rows):
+        if not row[image] or not row[lesion]:
+            raise UserError(
+                f"{table.place(number)}: {image} or lesion_id is empty; name both"
+            )
+        before = first.setdefault(row[image], number)
+        if before != number:
+            raise UserError(
+                f"{table.place(number)}: {image} {row[image]} was already in line "
+                f"{table.lines[before]}; keep one of the two"
+            )
+    return list(first), [row[lesion] for row in table.rows]
+
+
+def read_details(table: Table) -> dict[str, list[str]]:
+    """Return those columns of `DETAILS` that a table has."""
+    columns = {name: table.find(name) for name in DETAILS}
+    return {
+        name: [row[column] for row in table.rows]
+        for name, column in columns.items()
+        if column is not None
+    }
+
+
+def read_probabilities(table: Table, columns: Sequence[str]) -> FloatArray:
+    """Return the numbers float64 [N, C] in some columns of a table of N rows.
+
+    Raises:
+        UserError: one is not a number from 0 to 1, naming its line and column.
+    """
+    found = np.asarray([[_number(row[c]) for c in columns] for row in table.rows])
+    # False for NaN and for both infinities, too.
+    for number, k in np.argwhere(~((found >= 0) & (found <= 1))):
+        text = table.rows[number][columns[k]]
         raise UserError(
-            f"{path}: no such predictions file; check the path, or run the evaluation"
-        ) from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"{path}: cannot be read as a CSV of predictions ({error}); "
-            f"give a UTF-8 text file with the columns {','.join(REQUIRED)}"
-        ) from error
-    if not image_ids:
-        raise UserError(f"{path}: no rows below the header; score at least one image")
-    label, score = np.asarray(labels), np.asarray(scores, np.float64)
+            f"{table.place(number)}: {columns[k]} {text!r} is not a number from 0 to "
+            "1; scores are probabilities, such as softmax gives, not logits"
+        )
+    return found
+
+
+def read_labels(table: Table, column: str) -> IntArray:
+    """Return the labels int64 [N] in a column: 0 and 1, benign and malignant.
+
+    Raises:
+        UserError: one is something else, naming its line.
+    """
+    words = {"benign": 0.0, "malignant": 1.0}
+    found = [words.get(row[column], _number(row[column])) for row in table.rows]
+    for number, label in enumerate(found):
+        if label not in (0, 1):
+            raise UserError(
+                f"{table.place(number)}: {column} {table.rows[number][column]!r} is "
+                "neither 0 nor 1; use 1 for melanoma and 0 for everything else"
+            )
+    return np.asarray(found, np.int64)
+
+
+def rows_of(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Return where each wanted name stands among distinct names."""
+    row = {name: number for number, name in enumerate(names)}
+    return [row[name] for name in wanted]
+
+
+def take_rows(table: Table, rows: Sequence[int]) -> Table:
+    """Return a table of some rows of another, in this order."""
+    taken = [(table.rows[k], table.lines[k]) for k in rows]
+    return replace(table, rows=[r for r, _ in taken], lines=[n for _, n in taken])
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the file in front of the message of a UserError."""
     try:
-        classes = None
-        if names:
-            dx = [known_text(text) for text in details["dx"]]
-            classes = restore_classes(names, dx, label, score, np.array(class_scores))
-        return Predictions(image_ids, lesion_ids, label, score, details, classes)
+        yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _number(text: str) -> float:
+    """Return the number that a text is; NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def join_details(predictions: Predictions, path: str | os.PathLike[str]) -> Predictions:
+    """Add what a table knows of the images: their details, and lesion_id if it has it.
+
+    Rows of other images than the scored ones are passed over.
+
+    Raises:
+        UserError: the file cannot be read, names an image twice, or lacks an image.
+    """
+    table = read_table(path)
+    image, scored = table.require("image_id"), set(predictions.image_id)
+    held = [k for k, row in enumerate(table.rows) if row[image] in scored]
+    table = take_rows(table, held)
+    image_id, _ = read_names(table, image)
+    absent = scored - set(image_id)
+    if absent:
+        raise UserError(
+            f"{path}: {len(absent)} of {len(scored)} scored images are not in it "
+            f"({', '.join(sorted(absent)[:5])})"
+        )
+    table = take_rows(table, rows_of(predictions.image_id, image_id))
+    if table.find("lesion_id"):
+        predictions = replace(predictions, lesion_id=read_names(table, image)[1])
+    with naming(path):
+        details = {**predictions.details, **read_details(table)}
+        return replace(predictions, details=details)
 
 
 def pool(parts: Sequence[Predictions]) -> Predictions:
@@ -325,42 +362,23 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
     Pooled out-of-fold scores come from as many models as there are folds, so a
     threshold chosen on them is that of their common scale.
 
-    Args:
-        parts: at least one; no image may be in two of them.
-
     Raises:
         UserError: an image is in two of them.
     """
-    if len(parts) == 1:
-        return parts[0]
-    names = [name for name in DETAILS if any(name in part.details for part in parts)]
+
+    def chain(columns: Iterable[Sequence[str]]) -> list[str]:
+        return list(itertools.chain.from_iterable(columns))
+
+    # Columns of which no file knows anything are left out.
+    details = {
+        name: chain(part.details.get(name, [""] * part.label.size) for part in parts)
+        for name in DETAILS
+    }
     return Predictions(
-        [image_id for part in parts for image_id in part.image_id],
-        [lesion_id for part in parts for lesion_id in part.lesion_id],
+        chain(part.image_id for part in parts),
+        chain(part.lesion_id for part in parts),
         np.concatenate([part.label for part in parts]),
         np.concatenate([part.score for part in parts]),
-        {
-            name: [
-                text
-                for part in parts
-                for text in part.details.get(name, [""] * part.label.size)
-            ]
-            for name in names
-        },
+        details,
         pool_classes([part.classes for part in parts]),
     )
-
-
-def _probability(text: str, column: str, where: str) -> float:
-    """Parse one score, naming its row when it is not in [0, 1]."""
-    try:
-        score = float(text)
-    except ValueError:
-        score = float("nan")
-    # False for NaN and for both infinities, too.
-    if not 0.0 <= score <= 1.0:
-        raise UserError(
-            f"{where}: {column} {text!r} is not a number from 0 to 1; scores are "
-            "probabilities"
-        )
-    return score

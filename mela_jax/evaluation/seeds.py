@@ -1,12 +1,9 @@
 """Figures of a training recipe: means over seeds, with seeds and lesions both random.
 
-A figure of one trained model has two kinds of luck in it: which lesions were in the
-test set, and which seed the training had. All seeds are scored on the same lesions, as
-several readers of a reader study read the same cases, so the method is that of reader
-studies: Obuchowski and Rockette 1995 (doi:10.1080/03610919508813243), with the degrees
-of freedom of Hillis 2007 (doi:10.1002/sim.2532). Seeds are the readers.
-
-With S seeds, MS the variance of the figure over seeds (S - 1 in the denominator), V the
+All seeds are scored on the same lesions, as several readers of a reader study read the
+same cases, so the method is that of reader studies: Obuchowski and Rockette 1995
+(doi:10.1080/03610919508813243), with the degrees of freedom of Hillis 2007
+(doi:10.1002/sim.2532). With S seeds, MS the variance of the figure over seeds, V the
 mean variance of one seed's figure over resampled lesions, and C the mean covariance of
 two seeds' figures over them, neither below 0, the mean over seeds has
 
@@ -16,31 +13,32 @@ two seeds' figures over them, neither below 0, the mean over seeds has
 
 MS holds the seeds and what differs between them on these lesions, C what the lesions do
 to all seeds alike; nothing is counted twice. V - C is what MS is expected to be if
-seeds had no luck of their own. An MS below it is chance; taking it as it is, as Hillis
-does, can make an interval over seeds and lesions narrower than that over lesions alone,
-so it is raised to V - C here, which errs towards wide. With one seed nothing is known
-of others: the variance is V.
+seeds had no luck of their own; an MS below it is chance, and raising it errs towards
+wide. With one seed nothing is known of others: the variance is V.
 
-Two or three seeds hardly know their own variance, so those of all recipes of a study
-inform each other by the empirical Bayes estimate of Smyth 2004
-(doi:10.2202/1544-6115.1027), which takes the place of MS: alike, they are pooled;
-unlike, each stays nearly what it is. For the difference of two recipes V and C are
-those of the differences, lesion by lesion, and MS is the sum of both recipes' variances
-over seeds: seeds are taken as independent draws, which errs towards wide where one seed
-suits both.
+For the difference of two recipes V and C are those of the differences, lesion by
+lesion, and MS is the sum of both recipes' variances over seeds: seeds are taken as
+independent draws, which errs towards wide where one seed suits both. See "Seeds and
+lesions" in docs/evaluation.md.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import digamma, expit, logit, polygamma
 from scipy.stats import t as student_t
 
-from mela_jax.evaluation.intervals import CONFIDENCE, FloatArray, Interval, wilson
+from mela_jax.evaluation.intervals import (
+    CONFIDENCE,
+    FloatArray,
+    Interval,
+    unknown_interval,
+    wilson,
+)
 
 # A standard error below this is rounding.
 _NOTHING = 1e-9
@@ -55,8 +53,7 @@ class Spread:
         error: standard error; NaN where the resampling says nothing.
         freedom: degrees of freedom, in [S - 1, inf].
         seed_sd: standard deviation over the seeds; None with one seed.
-        lesion_sd: standard deviation over resampled lesions that all seeds share, or
-            of the one seed there is.
+        lesion_sd: that over resampled lesions that all seeds share, or of the one seed.
     """
 
     mean: float
@@ -73,28 +70,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class SeedVariance:
-    """What is known of a figure's variance over seeds.
-
-    Attributes:
-        variance: estimate, >= 0.
-        freedom: its degrees of freedom, > 0.
-    """
+    """A figure's variance over seeds, >= 0, with its degrees of freedom, > 0."""
 
     variance: float
     freedom: float
-
-
-class SeedDifference(TypedDict):
-    """A difference of two recipes on the same lesions, a minus b.
-
-    "freedom" is None where it is infinite, as with one seed.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    freedom: float | None
 
 
 def spread_over_seeds(
@@ -151,23 +130,16 @@ def interval_over_seeds(
 
     The interval is symmetric in the logit of the figure (delta method), so that it
     stays within 0 and 1 and is honest near them. A rate that is exactly 0 or 1 with
-    every seed does not vary under resampling: it gets Wilson's interval with lesions
-    for trials; an area gets an interval of no width.
-
-    Args:
-        values: float64 [S], in [0, 1], or NaN where undefined.
-        replicates: float64 [S, R], see `spread_over_seeds`.
-        lesions: lesions in the denominator of a rate; None for an area.
-        luck: variance over seeds, from `moderate_variances`; None: that of `values`.
-
-    Returns:
-        value None, low 0, high 1 where the figure is undefined for a seed.
+    every seed does not vary under resampling: it gets Wilson's interval with `lesions`,
+    those in its denominator, for trials; an area, without them, one of no width. A
+    figure that is undefined (NaN) for a seed gets an `unknown_interval`. For the other
+    arguments see `spread_over_seeds`.
     """
     spread = spread_over_seeds(values, replicates, luck)
     if not math.isfinite(spread.mean):
-        return {"value": None, "low": 0.0, "high": 1.0}
+        return unknown_interval()
     if math.isnan(spread.error):
-        return {"value": spread.mean, "low": 0.0, "high": 1.0}
+        return unknown_interval(spread.mean)
     if spread.mean in (0.0, 1.0):
         if lesions is None:
             return {"value": spread.mean, "low": spread.mean, "high": spread.mean}
@@ -184,11 +156,12 @@ def interval_over_seeds(
 def moderate_variances(groups: Sequence[FloatArray]) -> list[SeedVariance]:
     """Estimate each recipe's variance over seeds with the help of the others'.
 
-    Smyth 2004, as in limma's fitFDist and squeezeVar: variances s_i^2 with d_i degrees
-    of freedom are taken as drawn around a common s_0^2, known as well as by d_0 further
-    degrees of freedom. Both are found from mean and variance of log s_i^2. The estimate
-    is (d_0 s_0^2 + d_i s_i^2) / (d_0 + d_i), with d_0 + d_i degrees of freedom, at most
-    all that there are together.
+    Two or three seeds hardly know their own. Smyth 2004 (doi:10.2202/1544-6115.1027),
+    as in limma's fitFDist and squeezeVar: variances s_i^2 with d_i degrees of freedom
+    are taken as drawn around a common s_0^2, known as well as by d_0 further degrees of
+    freedom. Both are found from mean and variance of log s_i^2. The estimate is (d_0
+    s_0^2 + d_i s_i^2) / (d_0 + d_i), with d_0 + d_i degrees of freedom, at most all
+    that there are together.
 
     Args:
         groups: for each recipe the figure of each seed, float64 [S_i], S_i >= 2.
@@ -224,21 +197,18 @@ def difference_over_seeds(
     values_b: FloatArray,
     replicates_b: FloatArray,
     luck: Sequence[SeedVariance] | None = None,
-) -> SeedDifference:
+) -> dict[str, Any]:
     """Return the difference of two recipes over the same seeds and lesions, a minus b.
 
     The interval and the two-sided p-value come from one t distribution, so p < 0.05
     just when the interval leaves out 0. Where every seed and resampling gives the same
     difference, it is either 0, with p = 1, or nothing is known of its error: -1 to 1,
-    p = 1.
+    p = 1. "freedom" is None where it is infinite, as with one seed.
 
-    Args:
-        values_a: float64 [S], the figure of each seed of a.
-        replicates_a: float64 [S, R], on the same resamplings as those of b.
-        values_b: float64 [S], of the same seeds.
-        replicates_b: float64 [S, R].
-        luck: variances over seeds of a and of b, from `moderate_variances`; None: that
-            of the differences, seed by seed. Not used with one seed.
+    Values are float64 [S], of the same seeds; replicates float64 [S, R], on the same
+    resamplings. `luck` holds the variances over seeds of a and of b, from
+    `moderate_variances`; None: that of the differences, seed by seed. Not used with one
+    seed.
     """
     spread = spread_over_seeds(values_a - values_b, replicates_a - replicates_b, luck)
     gain = spread.mean

@@ -21,9 +21,8 @@ from pathlib import Path
 from mela_jax.errors import UserError
 from mela_jax.evaluation.isic import read_scores
 from mela_jax.evaluation.measure import CALIBRATIONS, Settings, evaluate_model
-from mela_jax.evaluation.metadata import join_details
 from mela_jax.evaluation.operating_point import POLICIES
-from mela_jax.evaluation.scores import Predictions, pool
+from mela_jax.evaluation.scores import Predictions, join_details, pool
 from mela_jax.report.checklist import ABOUT
 from mela_jax.report.main_report import write_report
 from mela_jax.report.thumbnails import find_images

@@ -16,31 +16,39 @@ from mela_jax.evaluation import bootstrap as module
 from mela_jax.evaluation.bootstrap import (
     bootstrap,
     curve_figures,
-    paired_difference,
     percentile_interval,
+    resample_lesions,
+    specificity_at,
 )
-from mela_jax.evaluation.intervals import auc_difference, auc_interval
-from mela_jax.evaluation.measure import selection_metrics
+from mela_jax.evaluation.compare import compare
+from mela_jax.evaluation.intervals import auc_difference_p, auc_interval
+from mela_jax.evaluation.measure import Settings, selection_metrics
+from mela_jax.evaluation.scores import Predictions
 
 
 def weighted_areas(label: Any, score: Any, weight: Any) -> tuple[Any, Any]:
+    label, score, weight = map(np.asarray, (label, score, weight))
     found = curve_figures(label, score, weight)
-    return found.roc_auc, found.pr_auc
+    return found["roc_auc"], found["pr_auc"]
+
+
+def split_of(label: Any, lesions: list[str], score: Any) -> Predictions:
+    images = [str(k) for k in range(len(lesions))]
+    return Predictions(images, lesions, np.asarray(label), np.asarray(score))
 
 
 def clustered_bootstrap(
     label: Any, lesions: Any, score: Any, *, num_bootstrap: int, seed: int
 ) -> dict[str, Any]:
-    drawn = bootstrap(label, lesions, score, num_bootstrap=num_bootstrap, seed=seed)
+    split = split_of(label, lesions, score)
+    drawn = bootstrap(split, num_bootstrap=num_bootstrap, seed=seed)
     return {
         **{
-            name: percentile_interval(
-                getattr(drawn.observed, name)[0], getattr(drawn.replicates, name)
-            )
+            name: percentile_interval(drawn.observed[name], drawn.replicates[name])
             for name in ("roc_auc", "pr_auc")
         },
         "replicates": drawn.num_replicates,
-        "dropped": drawn.dropped,
+        "dropped": num_bootstrap - drawn.num_replicates,
     }
 
 
@@ -107,24 +115,36 @@ def test_bootstrap_agrees_with_delong_where_every_lesion_has_one_image() -> None
     assert roc["high"] - roc["value"] == pytest.approx(half, rel=0.12)
 
 
+def paired(
+    label: Any,
+    lesions: list[str],
+    scores: tuple[Any, Any],
+    thresholds: tuple[float, float],
+    *,
+    num_bootstrap: int,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare two scores of the same images."""
+    a, b = (split_of(label, lesions, score) for score in scores)
+    settings = Settings(num_bootstrap=num_bootstrap, seed=seed)
+    found = compare(
+        a, b, settings, threshold_a=thresholds[0], threshold_b=thresholds[1]
+    )
+    assert found.pop("split") == "test"
+    return found
+
+
 def test_paired_difference_agrees_with_delong() -> None:
     label, lesions, score = synthetic(3000, num_lesions=3000, seed=3)
     noise = np.random.default_rng(4).random(3000)
     other = 0.7 * score + 0.3 * noise
-    found = paired_difference(
-        label,
-        lesions,
-        score,
-        other,
-        threshold_a=0.2,
-        threshold_b=0.25,
-        num_bootstrap=2000,
-        seed=5,
+    found = paired(
+        label, lesions, (score, other), (0.2, 0.25), num_bootstrap=2000, seed=5
     )
     roc = found["roc_auc"]
-    closed = auc_difference(label, score, other)
-    half = closed["high"] - closed["difference"]
-    assert roc["p"] == closed["p"]
+    assert roc["p"] == auc_difference_p(label, score, other)
+    # The standard error that gives this p.
+    half = norm.ppf(0.975) * roc["difference"] / norm.isf(roc["p"] / 2)
     assert roc["difference"] == pytest.approx(
         roc_auc_score(label, score) - roc_auc_score(label, other)
     )
@@ -135,7 +155,7 @@ def test_paired_difference_agrees_with_delong() -> None:
         right_b = (other >= 0.25)[held] == value
         gain = right_a.astype(float) - right_b
         half = norm.ppf(0.975) * gain.std() / np.sqrt(held.sum())
-        figure = found[name]  # type: ignore[literal-required]
+        figure = found[name]
         assert figure["difference"] == pytest.approx(gain.mean())
         assert (figure["high"] - figure["low"]) / 2 == pytest.approx(half, rel=0.12)
 
@@ -169,50 +189,22 @@ def test_the_seed_and_nothing_else_decides(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_model_does_not_differ_from_itself() -> None:
     label, lesions, score = synthetic(200, num_lesions=150, seed=10)
-    found = paired_difference(
-        label,
-        lesions,
-        score,
-        score,
-        threshold_a=0.3,
-        threshold_b=0.3,
-        num_bootstrap=50,
-        seed=0,
-    )
+    found = paired(label, lesions, (score, score), (0.3, 0.3), num_bootstrap=50)
     for figure in found.values():
-        assert figure["difference"] == figure["low"] == figure["high"] == 0  # type: ignore[index]
-        assert (figure["replicates"], figure["p"]) == (50, 1)  # type: ignore[index]
+        assert figure["difference"] == figure["low"] == figure["high"] == 0
+        assert (figure["replicates"], figure["p"]) == (50, 1)
 
 
 def test_swapping_the_models_turns_the_sign() -> None:
     label, lesions, score = synthetic(200, num_lesions=150, seed=11)
     other = score**2
     other[::3] = 0.5
-    there = paired_difference(
-        label,
-        lesions,
-        score,
-        other,
-        threshold_a=0.3,
-        threshold_b=0.1,
-        num_bootstrap=200,
-        seed=0,
-    )
-    back = paired_difference(
-        label,
-        lesions,
-        other,
-        score,
-        threshold_a=0.1,
-        threshold_b=0.3,
-        num_bootstrap=200,
-        seed=0,
-    )
+    there = paired(label, lesions, (score, other), (0.3, 0.1), num_bootstrap=200)
+    back = paired(label, lesions, (other, score), (0.1, 0.3), num_bootstrap=200)
     for name, figure in there.items():
-        assert figure["low"] <= figure["difference"] <= figure["high"]  # type: ignore[index]
-        turned = back[name]  # type: ignore[literal-required]
-        assert turned["difference"] == pytest.approx(-figure["difference"])  # type: ignore[index]
-        assert turned["low"] == pytest.approx(-figure["high"])  # type: ignore[index]
+        assert figure["low"] <= figure["difference"] <= figure["high"]
+        assert back[name]["difference"] == pytest.approx(-figure["difference"])
+        assert back[name]["low"] == pytest.approx(-figure["high"])
 
 
 def test_replicates_of_one_class_are_dropped_counted_and_told(
@@ -256,12 +248,9 @@ def test_specificity_at_a_sensitivity_is_that_of_the_chosen_threshold() -> None:
     score = np.round(score, 2)
     wanted = (0.07, 0.5, 0.8, 0.95, 1.0)
     found = curve_figures(label, score, np.ones((1, 300)), sensitivities=wanted)
-    assert found.specificity_at[0].tolist() == pytest.approx(
-        [
-            selection_metrics(label, score, target=s)["specificity_at_target"]
-            for s in wanted
-        ]
-    )
+    for s in wanted:
+        chosen = selection_metrics(label, score, target=s)["specificity_at_target"]
+        assert found[specificity_at(s)] == pytest.approx([chosen])
 
 
 def test_each_replicate_follows_from_its_weights() -> None:
@@ -269,10 +258,7 @@ def test_each_replicate_follows_from_its_weights() -> None:
     label, _, score = synthetic(120, num_lesions=120, seed=14)
     score = np.round(score, 1)
     weights = np.random.default_rng(0).integers(0, 3, size=(5, 120))
-    columns = np.random.default_rng(1).random((120, 2))
-    found = curve_figures(
-        label, score, weights, columns=columns, sensitivities=(0.8, 0.95)
-    )
+    found = curve_figures(label, score, weights, sensitivities=(0.8, 0.95))
     for row, weight in enumerate(weights):
         rows = np.repeat(np.arange(120), weight)
         alone = curve_figures(
@@ -281,9 +267,23 @@ def test_each_replicate_follows_from_its_weights() -> None:
             np.ones((1, rows.size)),
             sensitivities=(0.8, 0.95),
         )
-        for name in ("roc_auc", "pr_auc", "partial_auc", "specificity_at"):
-            assert getattr(found, name)[row] == pytest.approx(getattr(alone, name)[0])
-        assert found.sums[row] == pytest.approx(columns[rows].sum(axis=0))
+        assert set(found) > {"pr_auc", "partial_auc", specificity_at(0.95)}
+        for name, figure in found.items():
+            assert figure[row] == pytest.approx(alone[name][0])
+
+
+def test_columns_are_summed_over_the_images_drawn() -> None:
+    label, lesions, score = synthetic(120, num_lesions=60, seed=17)
+    rng = np.random.default_rng(1)
+    columns = {name: rng.random(120) for name in ("first", "second")}
+    split = split_of(label, lesions, score)
+    drawn = bootstrap(split, num_bootstrap=30, seed=2, columns=columns)
+    weights = np.concatenate([*resample_lesions(lesions, num_bootstrap=30, seed=2)])
+    for name, column in columns.items():
+        assert drawn.observed[name] == pytest.approx(column.sum())
+        assert drawn.replicates[name] == pytest.approx(
+            [np.repeat(column, weight).sum() for weight in weights]
+        )
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.5, 0.8, 0.9]))
@@ -298,22 +298,17 @@ def test_partial_area_agrees_with_scikit_learn(seed: int, start: float) -> None:
     standard = roc_auc_score(1 - label, 1 - score, max_fpr=top)
     least = top**2 / 2
     wanted = least + (top - least) * (2 * standard - 1)
-    assert found.partial_auc[0] == pytest.approx(wanted, abs=1e-9)
+    assert found["partial_auc"][0] == pytest.approx(wanted, abs=1e-9)
 
 
 def test_p_values_count_lesions_where_images_repeat_them() -> None:
     label, _, score = synthetic(200, num_lesions=200, seed=15)
     other = 0.5 * score + 0.5 * np.random.default_rng(16).random(200)
     lesions = [str(k) for k in range(200)]
-    options = {
-        "threshold_a": 0.2,
-        "threshold_b": 0.3,
-        "num_bootstrap": 20,
-        "seed": 0,
-    }
-    once = paired_difference(label, lesions, score, other, **options)
-    thrice = paired_difference(
-        np.tile(label, 3), lesions * 3, np.tile(score, 3), np.tile(other, 3), **options
+    once = paired(label, lesions, (score, other), (0.2, 0.3), num_bootstrap=20)
+    scores = np.tile(score, 3), np.tile(other, 3)
+    thrice = paired(
+        np.tile(label, 3), lesions * 3, scores, (0.2, 0.3), num_bootstrap=20
     )
     assert once["roc_auc"]["test"] == "DeLong"
     assert "clustered" in thrice["roc_auc"]["test"]

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as st_numpy
 
 from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import TIED, ClassScores, pool_classes
-from mela_jax.evaluation.isic import read_scores, write_isic
+from mela_jax.evaluation.isic import read_scores
 from mela_jax.evaluation.scores import Predictions, pool
 
 SCORES = "image,MEL,NV,BCC\nISIC_1,0.7,0.1,0.2\nISIC_2,0.05,0.9,0.3\n"
@@ -56,22 +56,6 @@ def test_every_form_is_read(
     assert found.classes.not_summing_to_1 == 1
 
 
-def test_what_is_written_in_isics_form_reads_back(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).random((3, 20))
-    names = [f"ISIC_{k}" for k in range(20)]
-    write_isic(
-        tmp_path / "s.csv", names, dict(zip(("NV", "MEL", "DF"), values, strict=True))
-    )
-    hot = np.eye(3)[np.arange(20) % 3].T
-    write_isic(
-        tmp_path / "t.csv", names, dict(zip(("MEL", "DF", "NV"), hot, strict=True))
-    )
-    found = read_scores(tmp_path / "s.csv", tmp_path / "t.csv").classes
-    assert found is not None
-    np.testing.assert_array_equal(found.score, values.T)
-    assert [found.names[k] for k in found.truth[:3]] == ["MEL", "DF", "NV"]
-
-
 def test_a_binary_truth_and_two_columns_stay_binary(tmp_path: Path) -> None:
     binary = "image_name,target\nISIC_1,1\nISIC_2,0\n"
     assert read_scores(*write(tmp_path, SCORES, binary)).classes is None
@@ -85,21 +69,25 @@ def test_a_binary_truth_and_two_columns_stay_binary(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scores", "truth", "message"),
     [
-        (SCORES.replace("0.9", "nan"), ONE_HOT, "row 3: NV is 'nan', not a number"),
-        (SCORES.replace("0.9", "3.2"), ONE_HOT, "row 3: NV is '3.2'.*not.*logits"),
-        (SCORES.replace("0.9", ""), ONE_HOT, "row 3: NV is ''"),
+        (SCORES.replace("0.9", "nan"), ONE_HOT, "line 3: NV 'nan' is not a number"),
+        (SCORES.replace("0.9", "3.2"), ONE_HOT, "line 3: NV '3.2' is.*not logits"),
+        (SCORES.replace("0.9", ""), ONE_HOT, "line 3: NV ''"),
         (SCORES, ONE_HOT.replace("BCC", "DF"), "bcc, df lack a match"),
-        (SCORES, ONE_HOT.replace("0,1.0,0", "0,0,0"), "row 2: ISIC_2 has not a 1"),
-        (SCORES, ONE_HOT.replace("0,1.0,0", "1,1,0"), "row 2: ISIC_2 has not a 1"),
-        (SCORES, ONE_HOT.replace("0,1.0,0", "x,1,0"), "row 2: could not convert"),
+        (SCORES, ONE_HOT.replace("0,1.0,0", "0,0,0"), "line 2: has not a 1"),
+        (SCORES, ONE_HOT.replace("0,1.0,0", "1,1,0"), "line 2: has not a 1"),
+        (SCORES, ONE_HOT.replace("0,1.0,0", "x,1,0"), "line 2: NV 'x'"),
         (SCORES, BY_NAME.replace("BCC", "scc"), "dx 'scc' is none of the classes"),
         (SCORES, BY_NAME.replace("dx", "label").replace("mel", "1"), "label '1' is no"),
         (SCORES, ONE_HOT.replace("ISIC_2", "ISIC_3"), "1 have a score only, 1 a label"),
-        (SCORES.replace("ISIC_2", "ISIC_1"), ONE_HOT, "row 3: ISIC_1 was already in"),
-        (SCORES.replace(",0.3", ""), ONE_HOT, "row 3 has 3 cells for 4 columns"),
-        (SCORES.replace("NV", "BCC"), ONE_HOT, "column BCC occurs twice"),
+        (
+            SCORES.replace("ISIC_2", "ISIC_1"),
+            ONE_HOT,
+            "line 3: image ISIC_1 was already in line 2",
+        ),
+        (SCORES.replace(",0.3", ""), ONE_HOT, "line 3: BCC ''"),
+        (SCORES.replace("NV", "BCC"), ONE_HOT, "'BCC' twice"),
         (SCORES.replace("NV", "melanoma"), ONE_HOT, "2 of the classes"),
-        (SCORES.replace("ISIC_2", ""), ONE_HOT, "row 3 names no image"),
+        (SCORES.replace("ISIC_2", ""), ONE_HOT, "line 3: image or lesion_id is empty"),
         (SCORES, None, "no column dx or label"),
         (TOGETHER.replace(",1,male", ",0,male"), None, "label '0' contradicts dx"),
     ],

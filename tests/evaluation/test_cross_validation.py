@@ -65,15 +65,9 @@ def test_areas_vary_over_lesions_as_in_the_bootstrap_of_a_report():
     fold = draw_split()
     settings = replace(SETTINGS, num_bootstrap=800)
     found = judge_folds([fold], settings)
-    other = bootstrap(
-        fold.test.label,
-        fold.test.lesion_id,
-        fold.test.score,
-        num_bootstrap=800,
-        seed=5,
-    )
+    other = bootstrap(fold.test, num_bootstrap=800, seed=5)
     for name in ("roc_auc", "pr_auc"):
-        mine, theirs = found.replicates[name], getattr(other.replicates, name)
+        mine, theirs = found.replicates[name], other.replicates[name]
         assert mine.std() == pytest.approx(theirs.std(), rel=0.15)
 
 
@@ -223,5 +217,5 @@ def test_no_fold_is_refused():
 
 def test_too_few_melanomas_for_a_guarantee_are_refused():
     settings = replace(SETTINGS, policy="guaranteed", target=0.99)
-    with pytest.raises(UserError, match="too few for a guarantee"):
+    with pytest.raises(UserError, match="too few to guarantee"):
         judge_folds([draw_split()], settings)

@@ -1,5 +1,6 @@
 """Figures of all diagnoses, against scikit-learn, the bootstrap and the binary ones."""
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -20,7 +21,6 @@ from statsmodels.stats.proportion import proportion_confint
 
 from mela_jax.evaluation.classes import TIED, ClassScores
 from mela_jax.evaluation.intervals import auc_interval, macro_auc_interval
-from mela_jax.evaluation.isic import write_isic
 from mela_jax.evaluation.measure import Settings, evaluate_model
 from mela_jax.evaluation.multiclass import class_selection_metrics
 from mela_jax.evaluation.scores import Predictions
@@ -197,13 +197,8 @@ def test_a_class_without_images_is_left_out_and_a_single_lesion_tells_nothing() 
     kept = classes.truth != 3
 
     def without(rows: np.ndarray) -> Predictions:
-        return Predictions(
-            [x for x, k in zip(test.image_id, rows, strict=True) if k],
-            [x for x, k in zip(test.lesion_id, rows, strict=True) if k],
-            test.label[rows],
-            test.score[rows],
-            classes=ClassScores(NAMES, classes.truth[rows], classes.score[rows]),
-        )
+        kept = ClassScores(NAMES, classes.truth[rows], classes.score[rows])
+        return dataclasses.replace(test.take(np.flatnonzero(rows)), classes=kept)
 
     found = evaluate_model(val, without(kept), SETTINGS)["test"]["multiclass"]
     assert found["absent"] == ["DF"]
@@ -286,10 +281,13 @@ def test_the_command_line_reports_all_diagnoses(
         split = draw(name)
         classes = split.classes
         assert classes is not None
-        columns = dict(zip(NAMES, classes.score.T, strict=True))
-        write_isic(tmp_path / f"{name}.csv", split.image_id, columns)
-        hot = dict(zip(NAMES, np.eye(4)[classes.truth].T, strict=True))
-        write_isic(tmp_path / f"{name}-truth.csv", split.image_id, hot)
+        for path, table in (
+            (tmp_path / f"{name}.csv", classes.score),
+            (tmp_path / f"{name}-truth.csv", np.eye(4)[classes.truth]),
+        ):
+            rows = zip(split.image_id, table.tolist(), strict=True)
+            lines = [",".join([image, *map(repr, row)]) for image, row in rows]
+            path.write_text("\n".join([f"image,{','.join(NAMES)}", *lines]))
         flags += [
             f"--{name}={tmp_path / name}.csv",
             f"--{name}-truth={tmp_path / name}-truth.csv",

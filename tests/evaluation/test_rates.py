@@ -9,7 +9,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from mela_jax.evaluation.bootstrap import bootstrap
 from mela_jax.evaluation.intervals import Interval, wilson
-from mela_jax.evaluation.rates import Rates, at_prevalence, decision_curve_columns
+from mela_jax.evaluation.rates import Rates, at_prevalence, net_benefit_columns
 from mela_jax.evaluation.scores import Predictions
 
 
@@ -75,49 +75,48 @@ def test_intervals_of_rates_follow_the_rule() -> None:
         split = Predictions(names, lesions, label, score)
         rates = Rates(split)
         flagged = score >= 0.3
-        partly = rates.ask(flagged, among=label == 1)
-        fully = rates.ask(np.ones(n, bool), among=label == 1)
-        nothing = rates.ask(flagged, among=np.zeros(n, bool))
-        drawn = bootstrap(
-            label, lesions, score, num_bootstrap=2000, seed=0, columns=rates.columns
-        )
-        hits, of = rates.count(partly)
-        by_image = wilson(hits, of)
-        found = rates.interval(partly, drawn)
-        assert rates.interval(nothing, drawn)["value"] is None
+        rates.add_decision("partly", flagged, label == 1)
+        rates.add("all", np.ones(n, bool), among=label == 1)
+        rates.add("nothing", flagged, among=np.zeros(n, bool))
+        drawn = bootstrap(split, num_bootstrap=2000, seed=0, columns=rates.columns)
+        of = int(label.sum())
+        by_image = wilson(int(flagged[label == 1].sum()), of)
+        assert rates.by_image("partly")["sensitivity"] == by_image
+        found = rates.by_lesion("partly", drawn)["sensitivity"]
+        assert rates.interval("nothing", drawn)["value"] is None
         if lesions is names:
             assert found == by_image
-            assert rates.interval(fully, drawn) == wilson(of, of)
+            assert rates.interval("all", drawn) == wilson(of, of)
             continue
         assert found["value"] == by_image["value"]
         # Labels differ within these lesions, so images are nearly independent.
         assert found["low"] == pytest.approx(by_image["low"], abs=0.02)
         of_lesions = len({x for x, y in zip(lesions, label, strict=True) if y})
-        assert rates.interval(fully, drawn) == wilson(of_lesions, of_lesions)
+        assert rates.interval("all", drawn) == wilson(of_lesions, of_lesions)
 
 
 def test_a_handful_of_lesions_are_the_trials() -> None:
     # 12 images of 3 lesions, 6 of them flagged: Wilson's for 1.5 of 3.
     lesions = [str(k // 4) for k in range(12)] + ["other"]
     label, score = np.r_[np.ones(12, int), 0], np.r_[np.tile([0.2, 0.8], 6), 0.1]
-    rates = Rates(Predictions([str(k) for k in range(13)], lesions, label, score))
-    rate = rates.ask(score >= 0.5, among=label == 1)
-    drawn = bootstrap(
-        label, lesions, score, num_bootstrap=50, seed=0, columns=rates.columns
-    )
+    split = Predictions([str(k) for k in range(13)], lesions, label, score)
+    rates = Rates(split)
+    rates.add("flagged", score >= 0.5, among=label == 1)
+    drawn = bootstrap(split, num_bootstrap=50, seed=0, columns=rates.columns)
     low, high = proportion_confint(1.5, 3, method="wilson")
-    assert rates.interval(rate, drawn) == pytest.approx(
+    assert rates.interval("flagged", drawn) == pytest.approx(
         {"value": 0.5, "low": low, "high": high}
     )
-    assert not rates.varies(rate)
+    assert not rates.varies("flagged")
 
 
 def test_net_benefit_by_hand() -> None:
     # Vickers and Elkin: TP / n - FP / n * pt / (1 - pt), at 20 %: odds 1/4.
     label = np.array([1, 1, 0, 0, 0])
     probability = np.array([0.9, 0.1, 0.3, 0.2, 0.05])
-    columns = decision_curve_columns(label, probability, [0.2, 0.5])
-    assert columns.mean(axis=0) == pytest.approx([1 / 5 - 2 / 5 / 4, 1 / 5])
+    columns = net_benefit_columns(label, probability, [0.2, 0.5])
+    means = [column.mean() for column in columns.values()]
+    assert means == pytest.approx([1 / 5 - 2 / 5 / 4, 1 / 5])
 
 
 def test_net_benefit_agrees_with_scikit_learns_counts() -> None:
@@ -125,8 +124,8 @@ def test_net_benefit_agrees_with_scikit_learns_counts() -> None:
     probability = rng.random(300)
     label = (rng.random(300) < probability).astype(int)
     at = [0.01, 0.11, 0.5]
-    found = decision_curve_columns(label, probability, at).mean(axis=0)
-    for threshold, benefit in zip(at, found, strict=True):
+    found = net_benefit_columns(label, probability, at)
+    for threshold, column in zip(at, found.values(), strict=True):
         _, fp, _, tp = confusion_matrix(label, probability >= threshold).ravel()
         wanted = tp / 300 - fp / 300 * threshold / (1 - threshold)
-        assert benefit == pytest.approx(wanted)
+        assert column.mean() == pytest.approx(wanted)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import ClassScores
 from mela_jax.evaluation.isic import read_scores
-from mela_jax.evaluation.metadata import join_details
 from mela_jax.evaluation.scores import (
     Predictions,
     check_binary,
+    join_details,
     pool,
     read_predictions,
     write_predictions,
@@ -78,20 +78,26 @@ def test_other_columns_and_order_do_not_matter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no column image_id, label, score"),
+        ("", "empty"),
         ("image_id,lesion_id,label\na,x,1\n", "no column score"),
         (HEADER, "no rows"),
-        (HEADER + "a,a,1,0.5\nb,b,0,nan\n", "row 3: score 'nan'"),
-        (HEADER + "a,a,1,inf\n", "row 2: score 'inf'"),
-        (HEADER + "a,a,1,1.0000001\n", "row 2: score '1.0000001'"),
-        (HEADER + "a,a,1,-0.1\n", "row 2: score '-0.1'"),
-        (HEADER + "a,a,1,high\n", "row 2: score 'high'"),
-        (HEADER + "a,a,1\n", "row 2: score ''"),
-        (HEADER + "a,a,2,0.5\n", "row 2: label '2'"),
-        (HEADER + "a,a,mel,0.5\n", "row 2: label 'mel'"),
-        (HEADER + ",a,1,0.5\n", "row 2: image_id or lesion_id is empty"),
-        (HEADER + "a,,1,0.5\n", "row 2: image_id or lesion_id is empty"),
-        (HEADER + "a,x,1,0.5\nb,x,0,0.5\na,x,1,0.5\n", "row 4: image_id a was already"),
+        (HEADER + "a,a,1,0.5\nb,b,0,nan\n", "line 3: score 'nan'"),
+        (HEADER + "a,a,1,inf\n", "line 2: score 'inf'"),
+        (HEADER + "a,a,1,1.0000001\n", "line 2: score '1.0000001'"),
+        (HEADER + "a,a,1,-0.1\n", "line 2: score '-0.1'"),
+        (HEADER + "a,a,1,high\n", "line 2: score 'high'"),
+        (HEADER + "a,a,1\n", "line 2: score ''"),
+        (HEADER + "a,a,2,0.5\n", "line 2: label '2'"),
+        (HEADER + "a,a,mel,0.5\n", "line 2: label 'mel'"),
+        (HEADER + ",a,1,0.5\n", "line 2: image_id or lesion_id is empty"),
+        (HEADER + "a,,1,0.5\n", "line 2: image_id or lesion_id is empty"),
+        (
+            HEADER + "a,x,1,0.5\nb,x,0,0.5\na,x,1,0.5\n",
+            "line 4: image_id a was already",
+        ),
+        ("image_id,label,score,age\na,1,0.5,old\n", "age 'old' of a"),
+        ("image_id,label,score,age\na,1,0.5,-1\n", "age '-1' of a"),
+        ("image_id,label,score,age\na,1,0.5,200\n", "age '200' of a"),
     ],
 )
 def test_each_mistake_names_file_and_row(
@@ -102,15 +108,6 @@ def test_each_mistake_names_file_and_row(
         read_predictions(path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_missing_binary_and_folder_paths_are_user_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such predictions file"):
-        read_predictions(tmp_path / "none.csv")
-    (tmp_path / "image.csv").write_bytes(b"\xff\xd8\xff\xe0")
-    for path in (tmp_path / "image.csv", tmp_path):
-        with pytest.raises(UserError, match="cannot be read as a CSV"):
-            read_predictions(path)
 
 
 def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
@@ -188,13 +185,6 @@ def test_details_are_kept_cleaned_and_written(tmp_path: Path) -> None:
     assert read_predictions(path).details == found.details
 
 
-def test_an_age_must_be_years(tmp_path: Path) -> None:
-    for age in ("old", "-1", "200"):
-        text = f"image_id,label,score,age\na,1,0.5,{age}\n"
-        with pytest.raises(UserError, match=f"student_val.csv: age '{age}' of a"):
-            read_predictions(write(tmp_path, text))
-
-
 def test_pooling_keeps_every_image_once() -> None:
     a = Predictions(["a", "b"], ["x", "y"], np.array([0, 1]), np.array([0.1, 0.9]))
     b = Predictions(["c"], ["z"], np.array([1]), np.array([0.4]), {"sex": ["female"]})
@@ -210,14 +200,15 @@ def test_metadata_is_joined_by_image(tmp_path: Path) -> None:
     held = Predictions(["a", "b"], ["a", "b"], np.array([0, 1]), np.array([0.1, 0.9]))
     table = tmp_path / "metadata.csv"
     table.write_text(
-        "lesion_id,image_id,dx,age\nl1,b,mel,50\nl1,a,nv,\nl2,other,nv,3\n"
+        "lesion_id,image_id,dx,age\nl1,b,mel,50\nl1,a,nv,\n,other,nv,old\n,other,,\n"
     )
     found = join_details(held, table)
     assert found.lesion_id == ["l1", "l1"]
     assert found.details == {"dx": ["nv", "mel"], "age": ["", "50"]}
     for text, message in (
         ("image_id,dx\na,nv\n", "1 of 2 scored images are not in it .b."),
-        ("image_id,dx\na,nv\na,nv\nb,nv\n", "occurs twice"),
+        ("image_id,dx\na,nv\na,nv\nb,nv\n", "line 3: image_id a was already in line 2"),
+        ("image_id,age\na,old\nb,3\n", "metadata.csv: age 'old' of a"),
         ("name\na\n", "no column image_id"),
     ):
         table.write_text(text)
@@ -290,11 +281,11 @@ def test_classes_survive_pooling_and_joining(tmp_path: Path) -> None:
         ("label,score,p_m,p_n\n1,0.75,0.75,0.25\n", "no column dx"),
         ("label,score,dx,p_m,p_n\n1,0.75,wart,0.75,0.25\n", "dx 'wart' is none of"),
         ("label,score,dx,p_m,p_n\n1,0.75,,0.75,0.25\n", "dx '' is none of"),
-        ("label,score,dx,p_m,p_n\n1,0.75,m,0.75,\n", "row 2: p_n '' is not a number"),
-        ("label,score,dx,p_m,p_n\n1,0.75,m,0.75,1.2\n", "row 2: p_n '1.2'"),
+        ("label,score,dx,p_m,p_n\n1,0.75,m,0.75,\n", "line 2: p_n '' is not a number"),
+        ("label,score,dx,p_m,p_n\n1,0.75,m,0.75,1.2\n", "line 2: p_n '1.2'"),
         ("label,score,dx,p_m,p_n\n1,0.75,m,0.7,0.3\n", "melanoma is none of"),
         ("label,score,dx,p_m,p_n\n0,0.75,m,0.75,0.75\n0,1,n,1,1\n", "melanoma is none"),
-        ("label,score,dx,p_m,p_m\n1,0.75,m,0.75,0.75\n", "occurs twice"),
+        ("label,score,dx,p_m,p_m\n1,0.75,m,0.75,0.75\n", "'p_m' twice"),
     ],
 )
 def test_mistakes_in_classes_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -326,7 +326,7 @@ def test_the_command_line_compares_two_models(
         (["--metadata=absent.csv"], "absent.csv"),
         (["--images=absent"], "no such folder"),
         (["--about=absent.json"], "--about=absent.json"),
-        (["--val=absent.csv"], "absent.csv: no such"),
+        (["--val=absent.csv"], "absent.csv: cannot be read"),
     ],
 )
 def test_mistakes_get_one_line(

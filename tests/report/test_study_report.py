@@ -442,7 +442,7 @@ def test_a_complete_trial_without_its_files_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"model\.json: cannot be read"):
         report(tmp_path, trials)
     (trials[0].workdir / "predictions" / "student_val.csv").unlink()
-    with pytest.raises(UserError, match="no such predictions file"):
+    with pytest.raises(UserError, match=r"student_val\.csv: cannot be read"):
         report(tmp_path, trials)
 
 
