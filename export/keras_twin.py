@@ -18,6 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
+from mela_jax.quiet import hide_chatter
 
 
 def build_twin(network: str, *, image_size: int) -> Any:
@@ -74,5 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def command() -> int:
+    """Run the command line of this process and return its exit status."""
+    hide_chatter()
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -24,6 +24,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from mela_jax.errors import UserError
+from mela_jax.quiet import hide_chatter
 from mela_jax.tflite import INPUT_DTYPES, METADATA_VERSION
 
 MODES = ("float32", "float16", "weight_int8", "int8")
@@ -392,5 +393,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def command() -> int:
+    """Run the command line of this process and return its exit status."""
+    hide_chatter()
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -1,6 +1,7 @@
 """What a program says on stderr while it runs."""
 
 import logging as python_logging
+import sys
 
 from absl import logging
 
@@ -10,6 +11,8 @@ def set_up_logging() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
+    # Not where stderr led to when absl was imported: see `mela_jax.quiet`.
+    handler.python_handler.setStream(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(
         lambda line: (

@@ -81,8 +81,10 @@ def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
 def command() -> int:
     """Run the command line of this process and return its exit status."""
     from mela_jax.memory import use_huge_pages
+    from mela_jax.quiet import hide_chatter
 
     use_huge_pages()
+    hide_chatter()
     return main(sys.argv)
 
 

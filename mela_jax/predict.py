@@ -32,6 +32,7 @@ from mela_jax.atomic import write_atomically
 from mela_jax.data.image_io import CROPS, EXTENSIONS, BadImageError, load_square
 from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import PREFIX
+from mela_jax.quiet import hide_chatter
 
 COLUMNS = ("image", "score", "threshold", "decision")
 DEFAULT_WHICH = "student"
@@ -486,5 +487,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def command() -> int:
+    """Run the command line of this process and return its exit status."""
+    hide_chatter()
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

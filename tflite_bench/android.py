@@ -50,6 +50,7 @@ from typing import Any, NoReturn
 
 from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
+from mela_jax.quiet import hide_chatter
 from tflite_bench.adb import Adb, choose_serials
 from tflite_bench.android_output import run_on_host
 from tflite_bench.android_run import (
@@ -313,5 +314,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def command() -> int:
+    """Run the command line of this process and return its exit status."""
+    hide_chatter()
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -21,6 +21,7 @@ from typing import Any
 
 from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
+from mela_jax.quiet import hide_chatter
 from mela_jax.tflite import read_metadata, read_model_file
 from tflite_bench import timing
 
@@ -130,5 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(missed)
 
 
+def command() -> int:
+    """Run the command line of this process and return its exit status."""
+    hide_chatter()
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -25,6 +25,7 @@ from typing import Any
 
 from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
+from mela_jax.quiet import hide_chatter
 from mela_jax.tflite import read_metadata, read_model_file
 from tflite_bench import timing
 from tflite_bench.graph import read_graph
@@ -231,5 +232,11 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def command() -> int:
+    """Run the command line of this process and return its exit status."""
+    hide_chatter()
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

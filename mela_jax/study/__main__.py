@@ -137,8 +137,10 @@ def _summary(runs: list["Run"], workdir: Path) -> str:
 def command() -> int:
     """Run the command line of this process and return its exit status."""
     from mela_jax.memory import use_huge_pages
+    from mela_jax.quiet import hide_chatter
 
     use_huge_pages()
+    hide_chatter()
     return main(sys.argv)
 
 

@@ -1,9 +1,6 @@
 """tf.data runs a function of a number ahead: in order, bounded, and to its end."""
 
 import gc
-import os
-import subprocess
-import sys
 import threading
 import weakref
 from pathlib import Path
@@ -16,7 +13,6 @@ from mela_jax import parallel
 from mela_jax.data.input_pipeline import stream
 from mela_jax.data.views import aligned_empty
 from mela_jax.errors import UserError
-from tests.job import REPOSITORY
 
 DTYPES = {"step": np.int64}
 
@@ -149,25 +145,3 @@ def test_aligned_buffers_are_passed_on_uncopied_to_the_devices():
 
 def test_nothing_is_made_of_no_steps():
     assert list(stream(one, dtypes=DTYPES, start=4, stop=4)) == []
-
-
-def test_tensorflow_is_imported_in_silence_and_other_words_are_kept():
-    code = (
-        "import sys\n"
-        "from mela_jax import lazy_tensorflow\n"
-        "print('first', file=sys.stderr)\n"
-        "tf = lazy_tensorflow.import_tensorflow()\n"
-        "print('second', file=sys.stderr)\n"
-        "assert not tf.config.get_visible_devices('GPU')\n"
-        "list(tf.data.Dataset.range(3).map(lambda x: x + 1))\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr.splitlines() == ["first", "second"]
