@@ -5,6 +5,7 @@ Images of one lesion resemble each other, so the bootstrap draws lesions, not im
 for a chunk of replicates at a time: each is a row of weights on the sorted scores.
 """
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,16 @@ from mela_jax.evaluation.scores import Predictions, require_both_classes
 _CHUNK_ELEMENTS = 1 << 21
 
 _log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _warn_of_dropped(dropped: int, drawn: int) -> None:
+    """Say it once, though a report draws the same replicates for many figures."""
+    _log.warning(
+        "%d of %d bootstrap replicates hold only one class and were dropped",
+        dropped,
+        drawn,
+    )
 
 
 @dataclass(frozen=True)
@@ -156,11 +167,7 @@ def bootstrap(
             "replicates or use a split with more lesions of each class"
         )
     if dropped:
-        _log.warning(
-            "%d of %d bootstrap replicates hold only one class and were dropped",
-            dropped,
-            usable.size,
-        )
+        _warn_of_dropped(dropped, usable.size)
     return Resampled(
         {name: float(figure[0]) for name, figure in observed.items()},
         {name: figure[usable] for name, figure in replicates.items()},
