@@ -42,6 +42,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     from benchmarks import jax_networks
     from mela_jax import parallel, stages
     from mela_jax.images import load_images
+    from mela_jax.saved_models import Context
 
     jax_networks.set_up(arguments.cores)
     batch_size = arguments.batch_size
@@ -68,9 +69,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         alone.train_many(steps // 2)
         seconds["alone"].append((time.perf_counter() - start) / (steps // 2))
         workdir = folder / f"round_{number}"
-        stages.obtain_all(
-            stages.plan(config), config, workdir, records, images, parallel.make_mesh()
-        )
+        mesh = parallel.make_mesh()
+        context = Context(config, workdir, records, images, mesh)
+        stages.obtain_all(stages.plan(config), context)
         times = events.loss_times(workdir / "student" / "scalars")
         for end in (steps, 2 * steps, 3 * steps):
             half = max(step for step in times if step < end)

@@ -18,7 +18,7 @@ from mela_jax import optim, parallel, steps
 from mela_jax.data.input_pipeline import make_train_fetch
 from mela_jax.data.views import AugmentSettings, Views
 from mela_jax.distill.teachers import Teacher, Teachers
-from mela_jax.distill.terms import Soft, make_hard_term, make_soft_term
+from mela_jax.distill.terms import make_hard_term, make_soft_term
 from mela_jax.losses import LabelLoss, cross_entropy
 from mela_jax.models.cost import count_flops
 from mela_jax.models.head import Classifier
@@ -65,10 +65,7 @@ class Distillation:
             optimizer,
             (
                 make_hard_term(LabelLoss(cross_entropy), weight=1.0 - settings.alpha),
-                make_soft_term(
-                    Soft(settings.temperature, (1.0,), "probabilities"),
-                    weight=settings.alpha,
-                ),
+                make_soft_term(weight=settings.alpha, temperature=settings.temperature),
             ),
             self.teachers,
             ema_decay=0.0,

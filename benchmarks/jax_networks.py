@@ -9,7 +9,7 @@ import numpy as np
 
 from mela_jax import optim, parallel, state, steps
 from mela_jax.distill.teachers import Teacher, Teachers
-from mela_jax.distill.terms import Soft, Term, make_hard_term, make_soft_term
+from mela_jax.distill.terms import Term, make_hard_term, make_soft_term
 from mela_jax.losses import LabelLoss, cross_entropy
 from mela_jax.models.zoo import create_model
 
@@ -56,7 +56,7 @@ class Network:
             teachers = Teachers([Teacher(network, variables)])
             terms = (
                 make_hard_term(LabelLoss(cross_entropy), weight=0.5),
-                make_soft_term(Soft(2.0, (1.0,), "probabilities"), weight=0.5),
+                make_soft_term(weight=0.5, temperature=2.0),
             )
         self._frozen = teachers.frozen
         self._train = parallel.map_train_step(

@@ -15,12 +15,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     The folder is created where it is missing. The bytes go to a hidden file beside
     the target, reach the disk, and take the target's name in one step.
 
-    Args:
-        path: the file to write; replaced where it exists.
-        content: the whole content.
-
     Raises:
-        UserError: the folder cannot be written to, or the disk is full.
+      UserError: the folder cannot be written to, or the disk is full.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -45,14 +41,13 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 def hold_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock that the system frees when the process ends, however it ends.
 
-    Args:
-        path: the lock's own file, which stays.
-        wait: until it is free.
+    `path` is the lock's own file, which stays; its folder is made where it is missing.
 
     Raises:
-        BlockingIOError: it is not free, and `wait` is False.
-        OSError: the file cannot be opened.
+      BlockingIOError: the lock is not free, and `wait` is False.
+      OSError: the file cannot be opened.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

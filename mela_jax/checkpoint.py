@@ -4,9 +4,11 @@ Orbax writes a checkpoint into a temporary folder and renames it when it is whol
 run that is killed in the middle of a write resumes from the one before.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,14 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, select_by: str):
         self.directory = directory.absolute()
+        policies = [
+            checkpoint_managers.LatestN(1),
+            checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: metrics[select_by],
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -39,16 +49,7 @@ class Checkpoints:
                 # must be said.
                 best_fn=lambda metrics: metrics[select_by],
                 best_mode="max",
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                    [
-                        checkpoint_managers.LatestN(1),
-                        checkpoint_managers.BestN(
-                            get_metric_fn=lambda metrics: metrics[select_by],
-                            n=1,
-                            keep_checkpoints_without_metrics=False,
-                        ),
-                    ]
-                ),
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 enable_async_checkpointing=False,
             ),
         )
@@ -70,10 +71,9 @@ class Checkpoints:
           metrics: validation metrics of this state; None between two validations.
 
         Raises:
-          UserError: when the disk is full or cannot be written.
+          UserError: the disk is full or cannot be written.
         """
-        _require_room(self.directory, state)
-        try:
+        with _writing(self.directory, state):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -84,32 +84,21 @@ class Checkpoints:
                 force=True,
             )
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise _write_error(self.directory, error) from error
 
     def latest_step(self) -> int | None:
         """Return the number of steps of the latest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def restore_latest(self, template: TrainState) -> tuple[TrainState, Progress]:
-        """Read the latest checkpoint; `template` gives shapes and shardings."""
-        return self._restore(self._manager.latest_step(), template)
-
-    def restore_best(self, template: TrainState) -> tuple[TrainState, Progress]:
-        """Read the checkpoint with the best metric."""
-        return self._restore(self._manager.best_step(), template)
-
     def best_step(self) -> int | None:
         """Return the number of steps of the best checkpoint, or None."""
         return self._manager.best_step()
 
-    def close(self) -> None:
-        """Release the manager's resources."""
-        self._manager.close()
+    def restore(self, step: int, template: TrainState) -> tuple[TrainState, Progress]:
+        """Read the checkpoint of a step; `template` gives shapes and shardings.
 
-    def _restore(
-        self, step: int | None, template: TrainState
-    ) -> tuple[TrainState, Progress]:
+        Raises:
+          UserError: it is damaged.
+        """
         try:
             restored = self._manager.restore(
                 step,
@@ -127,10 +116,14 @@ class Checkpoints:
             ) from error
         return restored["state"], restored["progress"]
 
+    def close(self) -> None:
+        """Release the manager's resources."""
+        self._manager.close()
+
 
 def save_model(
     directory: Path, variables: Variables, description: dict[str, Any]
-) -> None:
+) -> dict[str, Any]:
     """Write a finished model: its variables, then model.json, which marks it whole.
 
     Args:
@@ -138,28 +131,32 @@ def save_model(
       variables: {"params", "batch_stats"}, replicated on every device.
       description: what is needed to rebuild and to use the model, as JSON.
 
+    Returns:
+      The content of model.json: the description and the variables' fingerprint.
+
     Raises:
-      UserError: when the disk is full or cannot be written.
+      UserError: the disk is full or cannot be written.
     """
     directory = directory.absolute()
-    _require_room(directory, variables)
-    try:
+    description = {**description, "fingerprint": fingerprint(variables)}
+    with _writing(directory, variables):
         if jax.process_index() == 0:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / "model.json").unlink(missing_ok=True)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory / "variables", variables, force=True)
         if jax.process_index() == 0:
-            text = json.dumps(
-                {**description, "fingerprint": fingerprint(variables)}, indent=2
-            )
+            text = json.dumps(description, indent=2)
             write_atomically(directory / "model.json", f"{text}\n".encode())
-    except (OSError, ValueError) as error:
-        raise _write_error(directory, error) from error
+    return description
 
 
 def read_description(directory: Path) -> dict[str, Any] | None:
-    """Return model.json of a finished model, or None where there is none."""
+    """Return model.json of a finished model, or None where there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
     path = directory / "model.json"
     try:
         return json.loads(path.read_text())
@@ -172,15 +169,12 @@ def read_description(directory: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def load_variables(directory: Path, template: Variables) -> Variables:
-    """Read the variables of a finished model and check them against its model.json.
-
-    Args:
-      directory: folder written by `save_model`.
-      template: shapes, dtypes and shardings.
+def load_variables(directory: Path, template: Variables, *, expected: str) -> Variables:
+    """Read the variables of a finished model; `template` gives shapes and shardings.
 
     Raises:
-      UserError: when they cannot be read or are not those that were written.
+      UserError: they cannot be read, or their fingerprint is not the `expected` one of
+        model.json.
     """
     path = directory.absolute() / "variables"
     try:
@@ -191,8 +185,7 @@ def load_variables(directory: Path, template: Variables) -> Variables:
             f"{path}: the model cannot be read ({_first_line(error)}); it is damaged,"
             " or of another architecture than its model.json says"
         ) from error
-    description = read_description(directory)
-    if description is None or fingerprint(variables) != description["fingerprint"]:
+    if fingerprint(variables) != expected:
         raise UserError(
             f"{path}: the values are not those that training wrote (their fingerprint"
             " differs from model.json); train again or restore the files"
@@ -212,31 +205,28 @@ def fingerprint(variables: Variables) -> str:
     return digest.hexdigest()
 
 
-def _require_room(directory: Path, tree: Any) -> None:
-    """Refuse to begin a write that the disk has no room for.
+@contextlib.contextmanager
+def _writing(directory: Path, tree: Any) -> Iterator[None]:
+    """Turn what goes wrong while `tree` is written into one line.
 
-    Tensorstore, out of space in the middle of one, also reports it from its own
-    threads, in tracebacks that nobody can catch.
+    A write that the disk has no room for does not begin: tensorstore, out of space in
+    the middle of one, also reports it from its own threads, in tracebacks that nobody
+    can catch.
     """
+    # The folder itself or the nearest one above it that is there.
+    there = next(p for p in (directory, *directory.parents) if p.is_dir())
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-    free = shutil.disk_usage(_existing(directory)).free
-    if free < needed:
-        short = OSError(f"it takes {needed / 2**20:.0f} MiB")
-        raise _write_error(directory, short) from short
-
-
-def _existing(path: Path) -> Path:
-    """Return the folder itself or the nearest one above it that is there."""
-    return next(p for p in (path, *path.parents) if p.is_dir())
-
-
-def _write_error(path: Path, error: Exception) -> UserError:
-    free = shutil.disk_usage(_existing(path)).free
-    return UserError(
-        f"{path}: cannot be written ({_first_line(error)};"
-        f" {free / 2**20:.0f} MiB free); make room or choose another --workdir,"
-        " then repeat the command: it goes on from the last whole checkpoint"
-    )
+    try:
+        if shutil.disk_usage(there).free < needed:
+            raise OSError(f"it takes {needed / 2**20:.0f} MiB")
+        yield
+    except (OSError, ValueError) as error:
+        free = shutil.disk_usage(there).free
+        raise UserError(
+            f"{directory}: cannot be written ({_first_line(error)};"
+            f" {free / 2**20:.0f} MiB free); make room or choose another --workdir,"
+            " then repeat the command: it goes on from the last whole checkpoint"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -6,10 +6,12 @@ returns the result from `get_config()`; the command line overrides single fields
 default.
 """
 
+import functools
 import json
+import operator
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ CHOICES = {
     "labels": ("melanoma", "ham7", "diagnoses"),
     "distill.average": ("probabilities", "logits"),
     "*.pool": ("avg", "max"),
+    "*.loss": ("cross_entropy", "focal"),
     "*.class_weights": ("none", "balanced", "balanced_batch"),
     "*.sampler": ("shuffled", "balanced"),
     "*.select_by": (
@@ -226,14 +229,6 @@ def _at_least(low: float) -> Callable[[float], bool]:
     return lambda v: v >= low
 
 
-def _between(low: float, high: float) -> Callable[[float], bool]:
-    return lambda v: low < v < high
-
-
-def _is_share(v: float) -> bool:
-    return 0 <= v < 1
-
-
 # Fields -> what their values must fulfil, and that in words. NaN compares false with
 # everything, so it fails every range.
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -248,13 +243,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.train_size": (lambda v: v == 0 or v >= 32, "0, or >= 32"),
     "seed": (lambda v: 0 <= v < 2**31, "from 0 to 2**31 - 1"),
     "target_sensitivity evaluation.guarantee_delta data.val_fraction"
-    " data.test_fraction": (_between(0, 1), "above 0 and below 1"),
+    " data.test_fraction": (lambda v: 0 < v < 1, "above 0 and below 1"),
     "evaluation.prevalences": (
         lambda v: all(isinstance(p, float) and 0 < p < 1 for p in v),
         "numbers above 0 and below 1",
     ),
     "augment.brightness augment.contrast augment.saturation augment.hue *.dropout"
-    " *.ema_decay *.label_smoothing": (_is_share, "in [0, 1)"),
+    " *.ema_decay *.label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "augment.crop_min_area": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "*.init": (lambda v: v != "", "not empty"),
     "*.learning_rate *.melanoma_weight distill.temperature": (
@@ -277,127 +272,123 @@ def validate(config: ConfigDict) -> None:
     """
     # Here, for they import JAX: a mistyped command line is answered without it.
     from mela_jax.data.load import DATASETS
-    from mela_jax.losses import LOSSES
     from mela_jax.models.zoo import MODELS
 
-    tables = {"data.name": DATASETS, "*.model": MODELS, "*.loss": LOSSES}
+    tables = {"data.name": DATASETS, "*.model": MODELS}
     for pattern, choices in (CHOICES | tables).items():
         _require(config, pattern, choices.__contains__, f"one of {tuple(choices)}")
     for patterns, (is_valid, what) in _RANGES.items():
         for pattern in patterns.split():
             _require(config, pattern, is_valid, what)
-    data, student = config.data, config.student
-    if data.val_fraction + data.test_fraction >= 1:
-        raise UserError(
-            "config.data: val_fraction + test_fraction must leave something to train on"
-        )
-    folds = data.num_folds
+    for kind in config.distill.weights:
+        _require(config, f"distill.weights.{kind}", _at_least(0), "0 or more")
+    folds = config.data.num_folds
     _require(config, "data.fold", lambda v: -1 <= v < folds, f"-1, or 0 to {folds - 1}")
-    if data.fold >= 0 and data.splits_file:
-        raise UserError("config.data: give either fold or splits_file, not both")
-    for stage in ("teacher", "student"):
-        _check_imbalance(config, stage)
-    _check_views(student)
-    if student.qat:
-        epochs = student.epochs
+    if config.student.qat:
+        epochs = config.student.epochs
         _require(
             config, "student.qat_epochs", lambda v: v <= epochs, f"at most {epochs}"
         )
         rounded = tuple(name for name, entry in MODELS.items() if entry.trains_rounded)
-        _require(
-            config,
-            "student.model",
-            rounded.__contains__,
-            f"one of {rounded} with config.student.qat=True",
-        )
-    _check_distillation(config)
-
-
-def _check_imbalance(config: ConfigDict, stage: str) -> None:
-    """Check the fields that say how rare classes are made to count."""
-    s = config[stage]
-    if s.focal_alpha != -1 and (s.class_weights != "none" or s.melanoma_weight != 1):
-        raise UserError(
-            f"config.{stage}: focal_alpha={s.focal_alpha} and class_weights or"
-            " melanoma_weight weight the classes twice; give one of them"
-        )
-    if s.focal_alpha != -1 and config.labels != "melanoma":
-        raise UserError(
-            f"config.{stage}.focal_alpha={s.focal_alpha} is for labels='melanoma';"
-            " with several classes give class_weights and melanoma_weight"
-        )
-    if s.label_smoothing and s.loss != "cross_entropy":
-        raise UserError(
-            f"config.{stage}.label_smoothing={s.label_smoothing} belongs to"
-            f" loss='cross_entropy', not to {s.loss!r}; set one of them"
-        )
-    if s.sampler != "shuffled" and s.class_weights != "none":
-        logging.warning(
-            "config.%s: sampler=%s and class_weights=%s make rare classes count twice;"
-            " one of them is enough",
-            stage,
-            s.sampler,
-            s.class_weights,
-        )
-
-
-def _check_views(student: ConfigDict) -> None:
-    """Check the numbers that views must divide."""
-    views = student.views_per_image
-    for field in ("batch_size", "num_views"):
-        if student[field] % views:
-            raise UserError(
-                f"config.student.{field}={student[field]} does not divide by"
-                f" views_per_image={views}; it counts views: choose a multiple"
+        what = f"one of {rounded} with config.student.qat=True"
+        _require(config, "student.model", rounded.__contains__, what)
+    for contradicts, message in _contradictions(config):
+        if contradicts:
+            raise UserError(f"config.{message}")
+    for name in ("teacher", "student"):
+        s = config[name]
+        if s.sampler != "shuffled" and s.class_weights != "none":
+            logging.warning(
+                "config.%s: sampler=%s and class_weights=%s make rare classes count"
+                " twice; one of them is enough",
+                name,
+                s.sampler,
+                s.class_weights,
             )
 
 
-def _check_distillation(config: ConfigDict) -> None:
-    """Check what is said of the teachers."""
-    distill = config.distill
-    for kind in distill.weights:
-        _require(config, f"distill.weights.{kind}", _at_least(0), "0 or more")
-    num_teachers = 1 + len(distill.extra_teachers)
-    given = tuple(distill.teacher_weights)
-    if given and not (
-        len(given) == num_teachers and min(given) >= 0 and abs(sum(given) - 1) < 1e-6
-    ):
-        raise UserError(
-            f"config.distill.teacher_weights={given!r}: give a weight of 0 or more"
-            f" to each of {num_teachers} teachers, adding up to 1"
+def _contradictions(config: ConfigDict) -> Iterator[tuple[bool, str]]:
+    """Yield whether fields contradict each other, and what to say then."""
+    data, student, distill = config.data, config.student, config.distill
+    yield (
+        data.val_fraction + data.test_fraction >= 1,
+        "data: val_fraction + test_fraction must leave something to train on",
+    )
+    yield (
+        data.fold >= 0 and bool(data.splits_file),
+        "data: give either fold or splits_file, not both",
+    )
+    for name in ("teacher", "student"):
+        s = config[name]
+        by_alpha = s.focal_alpha != -1
+        yield (
+            by_alpha and (s.class_weights != "none" or s.melanoma_weight != 1),
+            f"{name}: focal_alpha={s.focal_alpha} and class_weights or"
+            " melanoma_weight weight the classes twice; give one of them",
         )
-    if not any(distill.weights.values()):
-        raise UserError(
-            "config.distill.weights are all 0, so that nothing is learnt; give one"
+        yield (
+            by_alpha and config.labels != "melanoma",
+            f"{name}.focal_alpha={s.focal_alpha} is for labels='melanoma';"
+            " with several classes give class_weights and melanoma_weight",
         )
-    if config.baseline and not distill.enabled:
-        raise UserError(
-            "config.baseline=True compares with distillation, which"
-            " config.distill.enabled=False turns off; change one of them"
+        yield (
+            bool(s.label_smoothing) and s.loss != "cross_entropy",
+            f"{name}.label_smoothing={s.label_smoothing} belongs to"
+            f" loss='cross_entropy', not to {s.loss!r}; set one of them",
         )
+    for field in ("batch_size", "num_views"):
+        yield (
+            student[field] % student.views_per_image > 0,
+            f"student.{field}={student[field]} does not divide by"
+            f" views_per_image={student.views_per_image}; it counts views: choose a"
+            " multiple",
+        )
+    weights, num_teachers = distill.teacher_weights, 1 + len(distill.extra_teachers)
+    add_up = len(weights) == num_teachers and abs(sum(weights) - 1) < 1e-6
+    yield (
+        bool(weights) and not (add_up and min(weights) >= 0),
+        f"distill.teacher_weights={tuple(weights)!r}: give a weight of 0 or more"
+        f" to each of {num_teachers} teachers, adding up to 1",
+    )
+    yield (
+        not any(distill.weights.values()),
+        "distill.weights are all 0, so that nothing is learnt; give one",
+    )
+    yield (
+        config.baseline and not distill.enabled,
+        "baseline=True compares with distillation, which"
+        " config.distill.enabled=False turns off; change one of them",
+    )
+
+
+def _require(
+    config: ConfigDict, pattern: str, is_valid: Callable[[Any], bool], what: str
+) -> None:
+    """Check one field, or with "*." that of teacher and student."""
+    for stage in ("teacher", "student") if pattern.startswith("*.") else ("",):
+        name = f"{stage}{pattern.removeprefix('*')}"
+        value: Any = functools.reduce(operator.getitem, name.split("."), config)
+        if not is_valid(value):
+            raise UserError(f"config.{name}={value!r} is not valid: it must be {what}")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return {"a.b": value} for a nested configuration."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{name}."))
-        else:
-            flat[name] = value
+        inner = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {prefix + key: value}
     return flat
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """List the fields in which two configurations differ, as "field: old -> new"."""
     old, new = flatten(old), flatten(new)
-    absent = "(absent)"
-    return [
-        f"{name}: {old.get(name, absent)!r} -> {new.get(name, absent)!r}"
+    pairs = {
+        name: (old.get(name, "(absent)"), new.get(name, "(absent)"))
         for name in sorted(old.keys() | new.keys())
-        if old.get(name, absent) != new.get(name, absent)
-    ]
+    }
+    return [f"{name}: {a!r} -> {b!r}" for name, (a, b) in pairs.items() if a != b]
 
 
 def unknown_field(error: AttributeError | KeyError) -> str:
@@ -427,33 +418,33 @@ def mistake_in_file(
     Returns:
       The line, or None where the error does not come from such a file.
     """
-    folder = "configs/studies/" if flag == "--study" else "configs/"
-    while error is not None:
-        if isinstance(error, AttributeError) and error.name == function:
-            file = getattr(error.obj, "__file__", "the file")
-            return (
-                f"{flag}: {file} has no function {function}(); begin with a copy of"
-                f" a file of {folder}"
-            )
-        place = None
-        for frame, number in traceback.walk_tb(error.__traceback__):
-            if frame.f_globals.get("__name__") == module:
-                place = f"{frame.f_code.co_filename}, line {number}"
-        what = str(error)
-        # Of code that cannot be read there is no frame, and of null bytes no line.
-        if isinstance(error, SyntaxError):
-            if error.filename is None:
-                place, what = "the file", error.msg
-            elif Path(error.filename).is_file():
-                place, what = f"{error.filename}, line {error.lineno}", error.msg
-        if place:
-            what = " ".join([f"{type(error).__name__}:", *what.split()])
-            return (
-                f"{flag}: {place}: {what}; correct that line (the fields are"
-                " explained in mela_jax/config.py)"
-            )
-        error = error.__cause__ or error.__context__
-    return None
+    if error is None:
+        return None
+    if isinstance(error, AttributeError) and error.name == function:
+        file = getattr(error.obj, "__file__", "the file")
+        folder = "configs/studies/" if flag == "--study" else "configs/"
+        return (
+            f"{flag}: {file} has no function {function}(); begin with a copy of"
+            f" a file of {folder}"
+        )
+    place, what = None, str(error)
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == module:
+            place = f"{frame.f_code.co_filename}, line {number}"
+    # Of code that cannot be read there is no frame, and of null bytes no line.
+    if isinstance(error, SyntaxError):
+        if error.filename is None:
+            place, what = "the file", error.msg
+        elif Path(error.filename).is_file():
+            place, what = f"{error.filename}, line {error.lineno}", error.msg
+    if place is None:
+        context = error.__cause__ or error.__context__
+        return mistake_in_file(context, flag=flag, module=module, function=function)
+    what = " ".join([f"{type(error).__name__}:", *what.split()])
+    return (
+        f"{flag}: {place}: {what}; correct that line (the fields are explained in"
+        " mela_jax/config.py)"
+    )
 
 
 def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
@@ -476,16 +467,3 @@ def list_fields() -> str:
 def expand_user(path: str) -> Path:
     """Return `path` with ~ replaced and made absolute."""
     return Path(path).expanduser().absolute()
-
-
-def _require(
-    config: ConfigDict, pattern: str, is_valid: Callable[[Any], bool], what: str
-) -> None:
-    """Check one field, or with "*." that of teacher and student."""
-    for stage in ("teacher", "student") if pattern.startswith("*.") else ("",):
-        name = f"{stage}{pattern.removeprefix('*')}"
-        value: Any = config
-        for part in name.split("."):
-            value = value[part]
-        if not is_valid(value):
-            raise UserError(f"config.{name}={value!r} is not valid: it must be {what}")

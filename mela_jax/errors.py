@@ -2,11 +2,9 @@
 
 
 class UserError(Exception):
-    """A mistake of the user's, or of the machine's, with its remedy in the message.
+    """A mistake of the user's, or of the machine's, that a command tells in one line.
 
-    Command lines print the message as a single line and exit with a non-zero
-    status; they never show a traceback for it. The message says what is wrong,
-    where, and what to do.
+    The message says what is wrong, where, and what to do; the exit status is not 0.
     """
 
 

@@ -23,14 +23,11 @@ HAM7 = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
 @dataclasses.dataclass(frozen=True)
 class LabelSpace:
-    """The K classes that a model tells apart, one of them melanoma.
+    """The K classes that a model tells apart: names in the order of the logits.
 
-    With one class, melanoma against the rest, there is one logit and labels are 1 for
-    melanoma and 0 for anything else. With more, labels are indices of `names`.
-
-    Attributes:
-      names: of the classes, in the order of the logits.
-      melanoma: index of the class that is melanoma.
+    `melanoma` is the index of the class that is melanoma. With one class, melanoma
+    against the rest, there is one logit and labels are 1 for melanoma and 0 for
+    anything else. With more, labels are indices of `names`.
     """
 
     names: tuple[str, ...] = ("melanoma",)
@@ -84,26 +81,24 @@ class LabelSpace:
         """
         logits = np.asarray(logits, np.float64)
         log_odds = self.log_odds(logits)
+        if self.is_binary:
+            return expit(log_odds)[:, None]
+        others = np.arange(self.num_logits) != self.melanoma
         found = np.empty(logits.shape)
-        if not self.is_binary:
-            others = np.arange(self.num_logits) != self.melanoma
-            # 1 - P(melanoma), without losing what is small.
-            rest = expit(-log_odds)[:, None]
-            found[:, others] = rest * softmax(logits[:, others], axis=-1)
         found[:, self.melanoma] = expit(log_odds)
+        # expit(-log_odds): 1 - P(melanoma), without losing what is small.
+        share = softmax(logits[:, others], axis=-1)
+        found[:, others] = expit(-log_odds)[:, None] * share
         return found
 
 
 def make_label_space(
     kind: str, records: Sequence[Record], *, melanoma: str
 ) -> LabelSpace:
-    """Return the classes that a configuration asks for.
+    """Return the classes that config.labels, here `kind`, asks for.
 
-    Args:
-      kind: "melanoma": melanoma against the rest; "ham7": the seven diagnoses of
-        HAM10000; "diagnoses": those of the records, in alphabetical order.
-      records: of the data set.
-      melanoma: the diagnosis that is melanoma.
+    They are melanoma against the rest, the seven diagnoses of HAM10000 ("ham7"), or
+    those of the records in alphabetical order ("diagnoses").
 
     Raises:
       UserError: `melanoma` is none of two or more diagnoses.
@@ -123,11 +118,11 @@ def make_label_space(
 def class_labels(
     labels: LabelSpace, records: Sequence[Record]
 ) -> npt.NDArray[np.int32]:
-    """Return the label int32[n] of every record, as `LabelSpace` has it.
+    """Return the label int32[n] of every record.
 
     Raises:
-      UserError: a diagnosis is unknown or none of the classes, or says otherwise than
-        the record's label whether it is melanoma.
+      UserError: a diagnosis is none of the classes, or says otherwise than the record's
+        label whether it is melanoma.
     """
     if labels.is_binary:
         return np.array([r.label for r in records], np.int32)

@@ -3,12 +3,14 @@
 All take logits float[B, K] (any real numbers) and labels int[B], and return float32[B],
 finite for any finite logits. With K = 1 there are two classes all the same: labels are
 1 for melanoma and 0 for the rest, and the one logit is the log-odds of 1. Otherwise
-labels are class indices. `C` is the number of classes: 2 for K = 1, else K.
+labels are class indices. `C` is the number of classes: 2 for K = 1, else K; weights are
+float[C], by class, None for 1.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,26 +21,21 @@ import optax
 from mela_jax.errors import UserError
 
 HardLoss = Callable[[jax.Array, jax.Array], jax.Array]
-Weights = tuple[float, ...] | None
+Weights = Sequence[float] | None
 
 
 def cross_entropy(
     logits: jax.Array,
     labels: jax.Array,
     *,
-    weights: Sequence[float] | None = None,
+    weights: Weights = None,
     smoothing: float = 0.0,
 ) -> jax.Array:
     """Return the cross-entropy, -log p of the label's class.
 
-    Args:
-      logits: float[B, K].
-      labels: int[B].
-      weights: float[C], what each class's part is multiplied by; None for 1.
-      smoothing: e of label smoothing, in [0, 1): the target is 1 - e on the label and
-        e / C on every class besides, the label's included (Szegedy et al. 2016,
-        arXiv:1512.00567, section 7). A class's weight multiplies its part of the
-        target, as in PyTorch.
+    With label smoothing e in [0, 1) the target is 1 - e on the label and e / C on every
+    class besides, the label's included (Szegedy et al. 2016, arXiv:1512.00567, section
+    7). A class's weight multiplies its part of the target, as in PyTorch.
 
     >>> round(float(cross_entropy(jnp.array([[0.0]]), jnp.array([1]))[0]), 4)
     0.6931
@@ -50,32 +47,26 @@ def cross_entropy(
         loss = jax.nn.softplus(jnp.where(labels == 1, -z, z))
     else:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    loss = loss * jnp.asarray(weights, jnp.float32)[labels] if weights else loss
+    loss = _weighted(loss, labels, weights)
     if not smoothing:
         return loss
-    log_p = _log_probabilities(logits)
+    if logits.shape[1] == 1:
+        both = [jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)]
+        log_p = jnp.concatenate(both, axis=1)
+    else:
+        log_p = jax.nn.log_softmax(logits)
     spread = -(log_p if not weights else log_p * jnp.asarray(weights, jnp.float32))
     return (1.0 - smoothing) * loss + smoothing * spread.mean(axis=1)
 
 
 def focal(
-    logits: jax.Array,
-    labels: jax.Array,
-    *,
-    gamma: float,
-    weights: Sequence[float] | None = None,
+    logits: jax.Array, labels: jax.Array, *, gamma: float, weights: Weights = None
 ) -> jax.Array:
     """Return the focal loss, w (1 - p)^gamma * -log p, p the probability of the label.
 
-    p is the unweighted probability. gamma = 0 is the cross-entropy. Lin et al. 2017,
-    "Focal Loss for Dense Object Detection", doi:10.1109/ICCV.2017.324, equations 4 and
-    5: their alpha is `weights` = (1 - alpha, alpha) with K = 1.
-
-    Args:
-      logits: float[B, K].
-      labels: int[B].
-      gamma: exponent, >= 0.
-      weights: float[C], w by class; None for 1.
+    p is the unweighted probability, gamma >= 0; 0 gives the cross-entropy. Lin et al.
+    2017, "Focal Loss for Dense Object Detection", doi:10.1109/ICCV.2017.324, equations
+    4 and 5: their alpha is `weights` = (1 - alpha, alpha) with K = 1.
 
     >>> z, y = jnp.array([[0.0]]), jnp.array([1])
     >>> round(float(focal(z, y, gamma=2.0)[0]), 4)
@@ -87,32 +78,35 @@ def focal(
     else:
         is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
         of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-        others = jax.nn.logsumexp(logits, axis=1, where=~is_label)
-        odds = of_label - others
+        odds = of_label - jax.nn.logsumexp(logits, axis=1, where=~is_label)
     # From the label's log-odds both logarithms are had without overflow, and without a
-    # power of what was rounded to 0: log(1 - p) = -softplus(odds).
+    # power of what was rounded to 0: log(1 - p) = -softplus(odds). optax and Keras take
+    # 1 - p in float32, which is off where p is nearly 1.
     loss = jnp.exp(-gamma * jax.nn.softplus(odds)) * jax.nn.softplus(-odds)
+    return _weighted(loss, labels, weights)
+
+
+def _checked(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    if jnp.ndim(logits) != 2 or jnp.shape(logits)[:1] != jnp.shape(labels):
+        # Broadcasting [B] against [B, 1] would average over B * B pairs in silence.
+        raise ValueError(
+            f"logits {jnp.shape(logits)} and labels {jnp.shape(labels)}: they must be"
+            " [B, K] and [B]"
+        )
+    return jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.int32)
+
+
+def _weighted(loss: jax.Array, labels: jax.Array, weights: Weights) -> jax.Array:
     return loss * jnp.asarray(weights, jnp.float32)[labels] if weights else loss
-
-
-# Name in the configuration -> (weights, label smoothing, gamma) -> the loss.
-LOSSES: Mapping[str, Callable[[Weights, float, float], HardLoss]] = {
-    "cross_entropy": lambda weights, smoothing, gamma: partial(
-        cross_entropy, weights=weights, smoothing=smoothing
-    ),
-    "focal": lambda weights, smoothing, gamma: partial(
-        focal, weights=weights, gamma=gamma
-    ),
-}
 
 
 def class_weights(
     kind: str, counts: npt.NDArray[np.int64], *, melanoma: int, multiplier: float
-) -> Weights:
+) -> tuple[float, ...] | None:
     """Return the weight of each class, or None where all are 1.
 
-    Weights are scaled so that their mean over the training images is 1, and the size of
-    the loss stays what it is without them.
+    Their mean over the training images is 1, so that the size of the loss stays what it
+    is without them.
 
     Args:
       kind: "none", or "balanced" and "balanced_batch": in proportion to 1 / count, that
@@ -166,56 +160,24 @@ class LabelLoss:
 
 
 def make_hard_loss(
-    name: str,
-    *,
-    counts: npt.NDArray[np.int64],
-    melanoma: int,
-    weighting: str,
-    melanoma_weight: float,
-    label_smoothing: float,
-    focal_gamma: float,
-    focal_alpha: float | None,
+    settings: Any, *, counts: npt.NDArray[np.int64], melanoma: int
 ) -> LabelLoss:
-    """Return the loss called `name`, with its numbers filled in.
+    """Return the loss that config.teacher or config.student, `settings`, asks for.
 
-    Args:
-      name: a key of `LOSSES`.
-      counts: int[C], training images of each class.
-      melanoma: index of melanoma among the C classes.
-      weighting: "none", "balanced" or "balanced_batch", see `class_weights`; the last
-        divides by the weights of the batch, the others by its number of images.
-      melanoma_weight: multiplier of melanoma's weight.
-      label_smoothing: of the cross-entropy, in [0, 1).
-      focal_gamma: exponent of the focal loss, >= 0.
-      focal_alpha: with two classes, the weight of melanoma in the focal loss, in
-        (0, 1), the rest having 1 - alpha; or None.
+    `counts` int[C] are the training images of each class, `melanoma` its index.
 
     Raises:
       UserError: see `class_weights`.
     """
+    s = settings
     weights = class_weights(
-        weighting, counts, melanoma=melanoma, multiplier=melanoma_weight
+        s.class_weights, counts, melanoma=melanoma, multiplier=s.melanoma_weight
     )
-    if focal_alpha is not None:
-        weights = (1.0 - focal_alpha, focal_alpha)
-    loss = LOSSES[name](weights, label_smoothing, focal_gamma)
-    return LabelLoss(loss, weights, weighting == "balanced_batch")
-
-
-def _log_probabilities(logits: jax.Array) -> jax.Array:
-    """Return log p float32[B, C] of logits float32[B, K]."""
-    if logits.shape[1] > 1:
-        return jax.nn.log_softmax(logits)
-    return jnp.concatenate(
-        [jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], axis=1
+    if s.focal_alpha != -1:
+        weights = (1.0 - s.focal_alpha, s.focal_alpha)
+    rows = (
+        partial(focal, weights=weights, gamma=s.focal_gamma)
+        if s.loss == "focal"
+        else partial(cross_entropy, weights=weights, smoothing=s.label_smoothing)
     )
-
-
-def _checked(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    if jnp.ndim(logits) != 2 or jnp.shape(logits)[:1] != jnp.shape(labels):
-        # Broadcasting [B] against [B, 1] would average over B * B pairs in silence.
-        raise ValueError(
-            f"logits {jnp.shape(logits)} and labels {jnp.shape(labels)}: they must be"
-            " [B, K] and [B]"
-        )
-    return jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.int32)
+    return LabelLoss(rows, weights, s.class_weights == "balanced_batch")

@@ -1,7 +1,5 @@
 """The optimizer: AdamW, cosine schedule with warm-up, gradient clipping."""
 
-from typing import Any
-
 import jax
 import optax
 
@@ -20,15 +18,6 @@ def make_schedule(
     )
 
 
-def decays(params: Any) -> Any:
-    """Mark the parameters that weight decay applies to: kernels, not biases or scales.
-
-    Batch norm's scale and bias and every layer's bias are vectors; shrinking them
-    regularises nothing.
-    """
-    return jax.tree.map(lambda p: p.ndim > 1, params)
-
-
 def make_optimizer(
     *,
     learning_rate: float,
@@ -39,17 +28,18 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Return AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) behind a norm clip.
 
-    Args:
-      learning_rate: peak of the schedule.
-      total_steps: steps of the whole run.
-      warmup_steps: steps of the linear warm-up.
-      weight_decay: decoupled decay of kernels.
-      clip_norm: largest global norm of the gradient; 0 for no clipping.
+    `clip_norm` is the largest global norm of the gradient, 0 for no clipping. Weight
+    decay shrinks kernels alone: biases and batch norm's scales are vectors, and
+    shrinking those regularises nothing.
     """
     schedule = make_schedule(
         learning_rate=learning_rate, total_steps=total_steps, warmup_steps=warmup_steps
     )
-    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     return optax.chain(
-        clip, optax.adamw(schedule, weight_decay=weight_decay, mask=decays)
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.adamw(
+            schedule,
+            weight_decay=weight_decay,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        ),
     )

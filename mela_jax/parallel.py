@@ -3,8 +3,7 @@
 Training is data parallel: one step is written as one device sees it, mapped over a
 mesh with the single axis "batch" by `jax.shard_map`, and jitted. Each device gets its
 rows of the batch and a copy of the state; gradients and batch-norm statistics are
-averaged with `pmean`. (`jax.pmap` has become just that; it is in maintenance mode, so
-it is written out here.) The same code runs on one device, on several, and on several
+averaged with `pmean`. The same code runs on one device, on several, and on several
 processes.
 """
 
@@ -39,23 +38,23 @@ def set_up(*, cpu_devices: int, distributed: bool, compilation_cache: Path) -> N
       compilation_cache: folder where compiled functions are kept between runs.
 
     Raises:
-      UserError: when the other processes cannot be found or joined.
+      UserError: the other processes cannot be found or joined.
     """
     jax.config.update("jax_num_cpu_devices", cpu_devices)
     flags = os.environ.get("XLA_FLAGS", "")
     if _PATIENCE not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_PATIENCE}={24 * 3600}".strip()
-    # A second start then waits for no compiler.
     jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
     if not distributed:
         return
     try:
         # On its own, initialize() reads the address from the environment but neither
         # number; None leaves both to the cluster it finds itself in.
-        jax.distributed.initialize(
-            num_processes=_environment_int("JAX_NUM_PROCESSES"),
-            process_id=_environment_int("JAX_PROCESS_ID"),
+        number, process_id = (
+            int(os.environ[name]) if name in os.environ else None
+            for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         )
+        jax.distributed.initialize(num_processes=number, process_id=process_id)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"--distributed: cannot join the other processes ({error}); set"
@@ -80,31 +79,21 @@ def is_main_process() -> bool:
 
 def wait_for_all(name: str) -> None:
     """Wait until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    multihost_utils.sync_global_devices(name)
 
 
 def any_process(flag: bool) -> bool:
     """Say whether `flag` is set in any process, the same answer in all of them."""
-    if jax.process_count() == 1:
-        return flag
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def from_main_process(array: np.ndarray) -> np.ndarray:
     """Return the main process's array in every process; all give the same shape."""
-    if jax.process_count() == 1:
-        return array
     return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
 def check_batch_size(batch_size: int, *, field: str, per_device: int = 1) -> None:
-    """Check that a batch divides evenly among the devices.
-
-    Args:
-      batch_size: rows over all devices.
-      field: of the configuration, for the message.
-      per_device: a device's share must be a multiple of it.
+    """Check that a batch divides among the devices into multiples of `per_device` rows.
 
     Raises:
       UserError: naming the config field when it does not.
@@ -161,14 +150,11 @@ def prefetch(
         waiting.append(shard_batch(mesh, batch))
         if len(waiting) > ahead:
             yield waiting.popleft()
-    while waiting:
-        yield waiting.popleft()
+    yield from waiting
 
 
 def gather(array: jax.Array) -> np.ndarray:
     """Return an array whose rows are spread over the devices, whole, on the host."""
-    if jax.process_count() == 1:
-        return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
@@ -177,48 +163,31 @@ def map_train_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
     The state is donated: its buffers are reused for the new state. `frozen` is not.
     """
-    mapped = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(P(), P(), P(BATCH_AXIS)),
-        out_specs=(P(), P()),
-        # With the check, autodiff would itself sum gradients over the devices, and the
-        # step's own pmean would come on top.
-        check_vma=False,
-    )
-    return jax.jit(mapped, donate_argnums=0)
+    specs = (P(), P(), P(BATCH_AXIS)), (P(), P())
+    return jax.jit(_map(step, mesh, *specs), donate_argnums=0)
 
 
 def map_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Map step(variables, images) -> outputs over the devices and jit it."""
-    mapped = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(P(), P(BATCH_AXIS)),
-        out_specs=P(BATCH_AXIS),
-        check_vma=False,
-    )
-    return jax.jit(mapped)
+    return jax.jit(_map(step, mesh, (P(), P(BATCH_AXIS)), P(BATCH_AXIS)))
 
 
 def map_batch(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Map function(batch) -> outputs, row by row, over the devices and jit it."""
-    mapped = jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=P(BATCH_AXIS),
-        out_specs=P(BATCH_AXIS),
-        check_vma=False,
+    return jax.jit(_map(function, mesh, P(BATCH_AXIS), P(BATCH_AXIS)))
+
+
+def _map(
+    function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    # With check_vma, autodiff would itself sum gradients over the devices, and the
+    # step's own pmean would come on top.
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
-    return jax.jit(mapped)
 
 
 def describe_devices() -> list[str]:
     """Return one line for each kind of device: how many, which."""
     kinds = [f"{d.platform} {d.device_kind}" for d in jax.devices()]
     return [f"{kinds.count(kind)} x {kind}" for kind in sorted(set(kinds))]
-
-
-def _environment_int(name: str) -> int | None:
-    value = os.environ.get(name)
-    return None if value is None else int(value)

@@ -39,14 +39,11 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         total_steps: int,
         profile_steps: int = 0,
     ) -> None:
-        """Start to write.
+        """Start to tell of the model `name`.
 
-        Args:
-          name: of the model.
-          directory: folder of the event files; made when absent.
-          first_step: steps that were done before.
-          total_steps: the length of the training.
-          profile_steps: steps of which a profile is taken, for TensorBoard.
+        Event files go to `directory`, made when absent. `first_step` steps were done
+        before, `total_steps` are the whole training. A profile of `profile_steps` of
+        them is taken for TensorBoard.
         """
         self._name = name
         self._directory = directory

@@ -21,9 +21,9 @@ from mela_jax.evaluation.scores import (
     write_predictions,
 )
 from mela_jax.images import Images
-from mela_jax.labels import LabelSpace
 from mela_jax.report.main_report import write_report
-from mela_jax.stages import Model, count_views
+from mela_jax.saved_models import Context, Model
+from mela_jax.stages import count_views
 from mela_jax.train import score
 
 # What the model card says of the data, where the data set is known.
@@ -53,57 +53,59 @@ ABOUT_DATA = {
 }
 
 
-def predict_splits(
-    config: ConfigDict,
-    workdir: Path,
-    name: str,
-    model: Model,
-    records: Sequence[Record],
-    images: Images,
-    mesh: parallel.Mesh,
-) -> dict[str, Predictions]:
+def predict_splits(context: Context, name: str, model: Model) -> dict[str, Predictions]:
     """Score validation and test into predictions/, and read the scores back."""
     found = {}
     for split in ("val", "test"):
-        path = workdir / "predictions" / f"{name}_{split}.csv"
+        path = context.workdir / "predictions" / f"{name}_{split}.csv"
         if not path.exists():
             logits = score(
                 model.eval_step,
                 model.variables,
-                images,
+                context.images,
                 split,
-                mesh=mesh,
-                batch_size=config.eval_batch_size,
+                mesh=context.mesh,
+                batch_size=context.config.eval_batch_size,
             )
             if parallel.is_main_process():
-                write_predictions(path, to_predictions(logits, split, records, images))
+                probabilities = context.images.classes.probabilities(logits)
+                predictions = to_predictions(
+                    probabilities, split, context.records, context.images
+                )
+                write_predictions(path, predictions)
             parallel.wait_for_all(f"{name} {split} scored")
         found[split] = read_predictions(path)
     return found
 
 
 def to_predictions(
-    logits: np.ndarray, split: str, records: Sequence[Record], images: Images
+    probabilities: np.ndarray,
+    split: str,
+    records: Sequence[Record],
+    images: Images,
+    *,
+    details: Sequence[str] = DETAILS,
 ) -> Predictions:
-    """Return the logits float32[n, K] of a split as scores with all that is known.
+    """Return P(class) float64[n, K] of a split's images with their names and labels.
 
-    The probabilities are made in float64: in float32 every log-odds above 17 would tie
-    at exactly 1.
+    `details` are the columns of `scores.DETAILS` that are wanted besides. The
+    probabilities must have been made in float64: in float32 every log-odds above 17
+    would tie at exactly 1.
     """
     rows, classes = images.rows[split], images.classes
     members = [records[row] for row in rows]
-    probabilities = classes.probabilities(logits)
+    of_classes = None
+    if not classes.is_binary:
+        of_classes = ClassScores(
+            classes.names, images.labels[rows], probabilities, classes.melanoma
+        )
     return Predictions(
         image_id=[r.image_id for r in members],
         lesion_id=[r.lesion_id for r in members],
         label=images.melanoma[rows].astype(int),
         score=probabilities[:, classes.melanoma],
-        details={name: [getattr(r, name) for r in members] for name in DETAILS},
-        classes=None
-        if classes.is_binary
-        else ClassScores(
-            classes.names, images.labels[rows], probabilities, classes.melanoma
-        ),
+        details={name: [getattr(r, name) for r in members] for name in details},
+        classes=of_classes,
     )
 
 
@@ -121,29 +123,25 @@ def evaluation_settings(config: ConfigDict) -> Settings:
 
 
 def report(
-    config: ConfigDict,
-    workdir: Path,
+    context: Context,
     models: Mapping[str, Model],
     predictions: Mapping[str, Mapping[str, Predictions]],
-    records: Sequence[Record],
 ) -> dict[str, Any]:
     """Choose operating points on validation, measure them on test, write it down."""
+    config, workdir = context.config, context.workdir
     if not parallel.is_main_process():
         parallel.wait_for_all("report")
         return json.loads((workdir / "report" / "metrics.json").read_text())
     settings = evaluation_settings(config)
+    told = {name: model.description for name, model in models.items()}
     measured = {
         name: {
-            "name": model.description["model"],
-            "params": model.description["params"],
-            "flops": model.description["flops"],
-            **evaluate_model(
-                predictions[name]["val"],
-                predictions[name]["test"],
-                settings,
-            ),
+            "name": model["model"],
+            "params": model["params"],
+            "flops": model["flops"],
+            **evaluate_model(**predictions[name], settings=settings),
         }
-        for name, model in models.items()
+        for name, model in told.items()
     }
     for name, figures in measured.items():
         # A teacher of another run keeps what that run fitted.
@@ -162,64 +160,55 @@ def report(
         workdir / "report",
         models=measured,
         predictions=predictions,
-        histories={name: m.description["history"] for name, m in models.items()},
+        histories={name: model["history"] for name, model in told.items()},
         settings=settings,
         made_up=config.data.name == "phantom",
-        about=ABOUT_DATA.get(config.data.name, {}) | about_run(config, workdir, models),
-        images={r.image_id: r.path for r in records},
-        run={
-            "data": f"{config.data.name}, {config.data.dir}",
-            "image size": f"{config.image_size} px, crop {config.crop}",
-            "classes": describe_classes(models["student"].classes),
-            "distillation": describe_distillation(config),
-            "views of an image": f"{count_views(config) or 'one for every epoch'}",
-            "seed": f"{config.seed} (split {config.data.split_seed})",
-            "devices": ", ".join(parallel.describe_devices()),
-            **{
-                f"{name}: checkpoint": f"step {m.description['best_step']}"
-                for name, m in models.items()
-            },
-            **{
-                f"{name}: training time": f"{m.description['seconds']:.0f} s"
-                for name, m in models.items()
-            },
-        },
+        about=ABOUT_DATA.get(config.data.name, {}) | _about_run(context, told),
+        images={r.image_id: r.path for r in context.records},
+        run=_describe_run(context, told),
     )
     parallel.wait_for_all("report")
     return metrics
 
 
-def describe_classes(classes: LabelSpace) -> str:
-    """Return what the models tell apart, in one line."""
-    if classes.is_binary:
-        return "melanoma against the rest"
-    return ", ".join(classes.names)
-
-
-def describe_distillation(config: ConfigDict) -> str:
-    """Return how the student learns from its teachers, in one line."""
+def _describe_run(
+    context: Context, models: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Return the report's table of what was run; `models` are their model.json."""
+    config, classes = context.config, context.images.classes
     distill = config.distill
-    if not distill.enabled:
-        return "none"
-    weights = [
-        f"{kind} {weight:g}" for kind, weight in distill.weights.items() if weight
-    ]
-    return (
-        f"alpha {distill.alpha}, temperature {distill.temperature}, weights:"
-        f" {', '.join(weights)}"
-    )
+    weights = ", ".join(f"{kind} {w:g}" for kind, w in distill.weights.items() if w)
+    soft = f"alpha {distill.alpha}, temperature {distill.temperature}"
+    return {
+        "data": f"{config.data.name}, {config.data.dir}",
+        "image size": f"{config.image_size} px, crop {config.crop}",
+        "classes": "melanoma against the rest"
+        if classes.is_binary
+        else ", ".join(classes.names),
+        "distillation": f"{soft}, weights: {weights}" if distill.enabled else "none",
+        "views of an image": f"{count_views(config) or 'one for every epoch'}",
+        "seed": f"{config.seed} (split {config.data.split_seed})",
+        "devices": ", ".join(parallel.describe_devices()),
+        **{
+            f"{name}: checkpoint": f"step {m['best_step']}"
+            for name, m in models.items()
+        },
+        **{
+            f"{name}: training time": f"{m['seconds']:.0f} s"
+            for name, m in models.items()
+        },
+    }
 
 
-def about_run(
-    config: ConfigDict, workdir: Path, models: Mapping[str, Model]
+def _about_run(
+    context: Context, models: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, str]:
     """Return what the run knows for the model card, by key of `checklist.ABOUT`."""
-    student = models["student"].description
-    init = config.student.init
+    student, init = models["student"], context.config.student.init
     origin = f"from {init if init in ('random', 'imagenet') else 'given'} weights"
     if "teacher" in models:
-        origin += f", distilled from {models['teacher'].description['model']}"
-    members = read_splits(workdir / "splits.csv").values()
+        origin += f", distilled from {models['teacher']['model']}"
+    members = read_splits(context.workdir / "splits.csv").values()
     lesions = [lesion for lesion, split in members if split == "train"]
     return {
         "intended_use": "Research and engineering. Not for the care of anybody.",

@@ -39,19 +39,16 @@ class WorkdirInUse(UserError):
 
 @contextlib.contextmanager
 def exclusive(workdir: Path) -> Iterator[None]:
-    """Hold the workdir for this run.
+    """Hold the workdir for this run; of several processes, the main one does.
 
     Raises:
-      WorkdirInUse: when another process has it.
-      UserError: when it cannot be made.
+      WorkdirInUse: another run has it.
+      UserError: it cannot be made.
     """
-    if not parallel.is_main_process():
-        yield
-        return
     with contextlib.ExitStack() as stack:
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold_lock(workdir / ".lock", wait=False))
+            if parallel.is_main_process():
+                stack.enter_context(hold_lock(workdir / ".lock", wait=False))
         except BlockingIOError as error:
             raise WorkdirInUse(
                 f"--workdir={workdir}: another run is using it; wait for it, or choose"
@@ -69,7 +66,7 @@ def claim(workdir: Path, config: ConfigDict, records: Sequence[Record]) -> None:
     """Write config.json into a new workdir, or check that an old one is of this run.
 
     Raises:
-      UserError: when the workdir belongs to another configuration or other data.
+      UserError: the workdir belongs to another configuration or other data.
     """
     path = workdir / "config.json"
     wanted = {
@@ -81,25 +78,23 @@ def claim(workdir: Path, config: ConfigDict, records: Sequence[Record]) -> None:
             "fingerprint": data_fingerprint(records),
         },
     }
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-            old = {key: found[key] for key in wanted}
-            old["config"] = with_defaults(old["config"])
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{path}: is damaged ({error}); choose another --workdir"
-            ) from error
-        changed = differences(old, wanted)
-        if changed:
-            raise UserError(
-                f"--workdir={workdir} belongs to a run with another configuration:"
-                f" {'; '.join(changed)}; choose another --workdir, or undo the change"
-            )
+    if not path.exists():
+        if parallel.is_main_process():
+            content = {**wanted, "provenance": provenance(config)}
+            write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
         return
-    if parallel.is_main_process():
-        content = {**wanted, "provenance": provenance(config)}
-        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+    try:
+        found = json.loads(path.read_text())
+        old = {"config": with_defaults(found["config"]), "data": found["data"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: is damaged ({error}); choose another --workdir"
+        ) from error
+    if changed := differences(old, wanted):
+        raise UserError(
+            f"--workdir={workdir} belongs to a run with another configuration:"
+            f" {'; '.join(changed)}; choose another --workdir, or undo the change"
+        )
 
 
 def data_fingerprint(records: Sequence[Record]) -> str:
@@ -124,14 +119,14 @@ def provenance(config: ConfigDict) -> dict[str, Any]:
 
 def _git_commit() -> str:
     """Return the code's commit, marked when files differ; "unknown" outside git."""
-    here = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        commit = subprocess.run(
-            ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"],
+        return subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
             check=True,
-        )
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit.stdout.strip()

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from mela_jax import checkpoint, parallel, steps
 from mela_jax.config import expand_user
@@ -20,6 +21,25 @@ from mela_jax.models.head import Classifier
 from mela_jax.models.zoo import create_model
 from mela_jax.state import Variables
 from mela_jax.train import EvalStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What all stages of a run work with.
+
+    Attributes:
+      config: see `mela_jax.config`.
+      workdir: folder of the run.
+      records: of the data set.
+      images: the same, decoded.
+      mesh: devices.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    records: Sequence[Record]
+    images: Images
+    mesh: parallel.Mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,34 +73,17 @@ def classes_of(description: Mapping[str, Any]) -> LabelSpace:
     return LabelSpace(tuple(description["classes"]), description["melanoma"])
 
 
-def load_model(folder: Path, mesh: parallel.Mesh) -> Model:
-    """Read a finished model.
-
-    Raises:
-      UserError: when it is damaged.
-    """
-    description = checkpoint.read_description(folder)
-    if description is None:
-        raise UserError(f"{folder}: there is no finished model (no model.json)")
-    network = network_of(description, dtype=description["compute_dtype"])
-    shapes = jax.eval_shape(
-        lambda: initial_variables(network, description["image_size"], 0)
-    )
-    variables = checkpoint.load_variables(
-        folder, parallel.abstract_replicated(mesh, shapes)
-    )
-    eval_step = parallel.map_eval_step(steps.make_eval_step(network), mesh)
-    return Model(network, eval_step, variables, description)
-
-
-def network_of(description: Mapping[str, Any], *, dtype: str) -> Classifier:
-    """Return the network of a model.json, for scoring."""
+def network_of(
+    description: Mapping[str, Any], *, dtype: str, **training: Any
+) -> Classifier:
+    """Return the network of a model.json; `training` is what only training needs."""
     return create_model(
         description["model"],
         num_logits=classes_of(description).num_logits,
         pool=description["pool"],
         hidden=description["hidden"],
         dtype=jnp.dtype(dtype),
+        **training,
     )
 
 
@@ -91,29 +94,44 @@ def initial_variables(network: nn.Module, image_size: int, seed: int) -> Variabl
     return init(jax.random.key(seed))
 
 
-def load_teacher(
-    path: str,
-    records: Sequence[Record],
-    images: Images,
-    mesh: parallel.Mesh,
-    *,
-    field: str,
-) -> Model:
+def make_scorer(network: nn.Module, mesh: parallel.Mesh) -> EvalStep:
+    """Return the evaluation step of a network over all devices."""
+    return parallel.map_eval_step(steps.make_eval_step(network), mesh)
+
+
+def load_model(folder: Path, mesh: parallel.Mesh) -> Model:
+    """Read a finished model.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    description = checkpoint.read_description(folder)
+    if description is None:
+        raise UserError(f"{folder}: there is no finished model (no model.json)")
+    network = network_of(description, dtype=description["compute_dtype"])
+    shapes = jax.eval_shape(
+        lambda: initial_variables(network, description["image_size"], 0)
+    )
+    variables = checkpoint.load_variables(
+        folder,
+        parallel.abstract_replicated(mesh, shapes),
+        expected=description["fingerprint"],
+    )
+    return Model(network, make_scorer(network, mesh), variables, description)
+
+
+def load_teacher(path: str, context: Context, *, field: str) -> Model:
     """Return a finished model of another run, once it is clear that it may teach.
 
-    Args:
-      path: the run's workdir, or the folder of one of its models.
-      records: of this run's data set.
-      images: the same, decoded.
-      mesh: devices.
-      field: of the configuration that names it, for messages.
+    `path` is that run's workdir, or the folder of one of its models; the config field
+    that names it is for messages.
 
     Raises:
       UserError: there is no such model, it has learnt from lesions that this run
         measures on, or it tells other classes apart.
     """
     source = f"{field}={path}"
-    given = expand_user(path)
+    given, classes = expand_user(path), context.images.classes
     folder = given / "teacher" if (given / "teacher" / "model.json").exists() else given
     if checkpoint.read_description(folder) is None:
         raise UserError(
@@ -126,44 +144,18 @@ def load_teacher(
             f"{source}: {table} is missing, so nothing shows that the teacher has not"
             " seen this run's test lesions"
         )
-    refuse_leak(
-        {lesion: split for lesion, split in read_splits(table).values()},
-        {
-            r.lesion_id: split
-            for split in SPLITS
-            for r in (records[row] for row in images.rows[split])
-        },
-        source=source,
-    )
-    model = load_model(folder, mesh)
-    if model.classes != images.classes:
-        raise UserError(
-            f"{source}: it tells apart {', '.join(model.classes.names)}, and this run"
-            f" {', '.join(images.classes.names)}; take a teacher of the same classes,"
-            " or another config.labels"
-        )
-    return model
-
-
-def refuse_leak(
-    teacher_splits: dict[str, str], splits: dict[str, str], *, source: str
-) -> None:
-    """Refuse a teacher that has learnt from lesions which this run measures on.
-
-    Args:
-      teacher_splits: {lesion_id: split} of the run that trained the teacher.
-      splits: {lesion_id: split} of this run.
-      source: where the teacher comes from, for the message.
-
-    Raises:
-      UserError: when a lesion it trained on is in validation or test here, or one it
-        was selected on is in test here.
-    """
+    its_splits = {lesion: split for lesion, split in read_splits(table).values()}
+    # Trained on what is validation or test here, or selected on what is test here.
+    leaks = {("train", "val"), ("train", "test"), ("val", "test")}
+    ours = {
+        context.records[row].lesion_id: split
+        for split in SPLITS
+        for row in context.images.rows[split]
+    }
     leaked = sorted(
         lesion
-        for lesion, split in splits.items()
-        if (teacher_splits.get(lesion), split)
-        in {("train", "val"), ("train", "test"), ("val", "test")}
+        for lesion, split in ours.items()
+        if (its_splits.get(lesion), split) in leaks
     )
     if leaked:
         raise UserError(
@@ -172,3 +164,11 @@ def refuse_leak(
             f" ({', '.join(leaked[:5])} ...); share its split with"
             " --config.data.splits_file=<its workdir>/splits.csv"
         )
+    model = load_model(folder, context.mesh)
+    if model.classes != classes:
+        raise UserError(
+            f"{source}: it tells apart {', '.join(model.classes.names)}, and this run"
+            f" {', '.join(classes.names)}; take a teacher of the same classes,"
+            " or another config.labels"
+        )
+    return model

@@ -1,5 +1,6 @@
 """What a training step reads and replaces."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,15 +39,10 @@ class TrainState:
     @property
     def trained(self) -> Any:
         """What the optimizer changes: the parameters of model and auxiliary modules."""
-        return trained(self.variables, self.aux)
-
-
-def trained(variables: Variables, aux: Mapping[str, Variables]) -> Any:
-    """Return the parameters of a model and of auxiliary modules as one tree."""
-    return {
-        "network": variables["params"],
-        "aux": {name: each["params"] for name, each in aux.items()},
-    }
+        return {
+            "network": self.variables["params"],
+            "aux": {name: each["params"] for name, each in self.aux.items()},
+        }
 
 
 def create_state(
@@ -57,12 +53,12 @@ def create_state(
     aux: Mapping[str, Variables] | None = None,
 ) -> TrainState:
     """Return the state before the first step."""
-    aux = dict(aux or {})
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
-        aux=aux,
-        opt_state=optimizer.init(trained(variables, aux)),
+        aux=dict(aux or {}),
+        opt_state=(),
         # A copy: the step donates its state, and one buffer cannot be given twice.
         ema=jax.tree.map(jnp.copy, variables) if use_ema else None,
     )
+    return dataclasses.replace(state, opt_state=optimizer.init(state.trained))

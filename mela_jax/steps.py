@@ -88,27 +88,24 @@ def make_train_step(
         answers = teachers.answer(frozen, batch)
 
         def differentiate(term: Term, outputs: Outputs) -> _Found:
-            return _differentiate(term, outputs, answers, batch, state.aux, axis_name)
+            seen = Seen(outputs, answers, batch)
+            return _differentiate(term, seen, state.aux, axis_name)
 
-        found = [differentiate(term, outputs) for term in terms]
+        found = {term: differentiate(term, outputs) for term in terms}
         # The last term first, as automatic differentiation of their sum has it.
         by_outputs = jax.tree.map(
-            lambda *each: sum(each), *(f.gradient for f in reversed(found))
+            lambda *each: sum(each), *(f.gradient for f in reversed(found.values()))
         )
         by_head, by_maps = classify_vjp(by_outputs)
         (by_body,) = extract_vjp(by_maps)
         gradients = {
             "network": {"body": by_body, "head": by_head},
-            "aux": {
-                term.name: f.by_aux
-                for term, f in zip(terms, found, strict=True)
-                if term.aux
-            },
+            "aux": {term.name: f.by_aux for term, f in found.items() if term.aux},
         }
         gradients = jax.lax.pmean(gradients, axis_name)
         metrics = {
-            "loss": sum(f.loss for f in found),
-            **{f"{t.name}_loss": f.loss for t, f in zip(terms, found, strict=True)},
+            "loss": sum(f.loss for f in found.values()),
+            **{f"{term.name}_loss": f.loss for term, f in found.items()},
         }
         metrics = jax.lax.pmean(metrics, axis_name)
         if len(terms) > 1:
@@ -120,7 +117,7 @@ def make_train_step(
                 f.gradient
                 if term.aux or term.whole_batch
                 else differentiate(term, apart).gradient
-                for term, f in zip(terms, found, strict=True)
+                for term, f in found.items()
             ]
             norms = [_norm(classify_vjp(g)[1], axis_name) for g in looked_at]
             # All gradients can be exactly zero where the losses are saturated.
@@ -137,7 +134,7 @@ def make_train_step(
                 "params": after["aux"][term.name],
                 **jax.lax.pmean(f.aux_updates, axis_name),
             }
-            for term, f in zip(terms, found, strict=True)
+            for term, f in found.items()
             if term.aux
         }
         new_state = TrainState(
@@ -155,11 +152,8 @@ def make_train_step(
 class _Found(NamedTuple):
     """A term's loss, weight included, and its gradients on this device.
 
-    Attributes:
-      loss: float32[].
-      gradient: by the student's `Outputs`.
-      by_aux: by the parameters of its auxiliary module; {} without one.
-      aux_updates: that module's new statistics.
+    They are the gradient by the student's `Outputs` and by the parameters of the term's
+    auxiliary module, {} without one; `aux_updates` are that module's new statistics.
     """
 
     loss: jax.Array
@@ -169,12 +163,7 @@ class _Found(NamedTuple):
 
 
 def _differentiate(
-    term: Term,
-    student: Outputs,
-    teachers: tuple[Outputs, ...],
-    batch: Batch,
-    aux: Mapping[str, Variables],
-    axis_name: str,
+    term: Term, seen: Seen, aux: Mapping[str, Variables], axis_name: str
 ) -> _Found:
     """Compute a term and its gradients.
 
@@ -184,27 +173,26 @@ def _differentiate(
     a device's own rows has it too, and averaging over the devices is right for both.
     """
     own = aux[term.name] if term.aux else {"params": {}}
-    network, params = term.aux, own["params"]
 
-    def value(outputs: Outputs, params: Any) -> tuple[jax.Array, Any]:
+    def value(student: Outputs, params: Any) -> tuple[jax.Array, Any]:
         updates: dict[str, Any] = {}
 
         def apply(*args: jax.Array) -> Any:
-            assert network is not None, f"{term.name} has no auxiliary module"
-            result, updated = network.apply(
+            assert term.aux is not None, f"{term.name} has no auxiliary module"
+            result, updated = term.aux.apply(
                 {**own, "params": params}, *args, train=True, mutable=["batch_stats"]
             )
             updates.update(updated)
             return result
 
-        seen = Seen(outputs, teachers, batch)
+        all_seen = seen._replace(student=student)
         if term.whole_batch:
-            seen = jax.tree.map(
-                lambda x: jax.lax.all_gather(x, axis_name, tiled=True), seen
+            all_seen = jax.tree.map(
+                lambda x: jax.lax.all_gather(x, axis_name, tiled=True), all_seen
             )
-        return (term.weight * term.loss(seen, apply)).mean(), updates
+        return (term.weight * term.loss(all_seen, apply)).mean(), updates
 
-    loss, vjp, updates = jax.vjp(value, student, params, has_aux=True)
+    loss, vjp, updates = jax.vjp(value, seen.student, own["params"], has_aux=True)
     gradient, by_aux = vjp(jnp.ones_like(loss))
     return _Found(loss, gradient, by_aux, updates)
 
@@ -217,26 +205,35 @@ def _norm(tree: Any, axis_name: str) -> jax.Array:
     return jnp.sqrt(jax.lax.pmean(squares, axis_name))
 
 
+def _moving_average(
+    state: TrainState, variables: Variables, decay: float
+) -> Variables | None:
+    if state.ema is None:
+        return None
+    # Early on a long memory would be of the random start: let it grow with the steps,
+    # as tf.train.ExponentialMovingAverage does with num_updates.
+    done = state.step.astype(jnp.float32)
+    decay_now = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
+    return jax.tree.map(
+        lambda average, new: average + (1.0 - decay_now) * (new - average),
+        state.ema,
+        variables,
+    )
+
+
 def make_render(*, image_size: int) -> Callable[[Batch], jax.Array]:
     """Return render(batch) -> its views float32[b, image_size, image_size, 3].
 
     The batch holds "image" uint8[b / V, T, T, 3], each picture once, and, as
     `draw_views` gives them, "transform" float32[b, 2, 3] and "colour" float32[b, 3, 4].
     """
-
-    def render(batch: Batch) -> jax.Array:
-        return augment_batch(
-            batch["image"], batch["transform"], batch["colour"], size=image_size
-        )
-
-    return render
+    return lambda batch: augment_batch(
+        batch["image"], batch["transform"], batch["colour"], size=image_size
+    )
 
 
 def render_views(step: TrainStep, *, image_size: int) -> TrainStep:
-    """Return a step that first renders its views, on the device.
-
-    Its batch is that of `make_render`; `step` finds the views in "image".
-    """
+    """Return a step that first renders the views of a batch of `make_render`."""
     render = make_render(image_size=image_size)
 
     def rendering(
@@ -255,19 +252,3 @@ def make_eval_step(model: nn.Module) -> Callable[[Variables, jax.Array], jax.Arr
         return outputs.logits
 
     return step
-
-
-def _moving_average(
-    state: TrainState, variables: Variables, decay: float
-) -> Variables | None:
-    if state.ema is None:
-        return None
-    # Early on a long memory would be of the random start: let it grow with the steps,
-    # as tf.train.ExponentialMovingAverage does with num_updates.
-    done = state.step.astype(jnp.float32)
-    decay_now = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
-    return jax.tree.map(
-        lambda average, new: average + (1.0 - decay_now) * (new - average),
-        state.ema,
-        variables,
-    )

@@ -1,7 +1,9 @@
 """What a stage of a run learns, and by what: from the configuration to a `Task`."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,167 +16,149 @@ from mela_jax.config import expand_user
 from mela_jax.data.views import Views
 from mela_jax.distill.logits import check_are_logits
 from mela_jax.distill.teachers import Teacher, Teachers
-from mela_jax.distill.terms import Shapes, Soft, Term, init_aux, make_terms
+from mela_jax.distill.terms import Seen, Term, init_aux, make_terms
 from mela_jax.evaluation.measure import selection_metrics
 from mela_jax.evaluation.multiclass import class_selection_metrics
 from mela_jax.images import Images
 from mela_jax.models.head import Classifier
 from mela_jax.models.outputs import Outputs
-from mela_jax.models.zoo import create_model
-from mela_jax.saved_models import Model
+from mela_jax.saved_models import Context, Model
 from mela_jax.state import Variables
 from mela_jax.teacher_cache import cached_logits
 from mela_jax.train import EvalStep, Task, score
 
 
-def make_network(
-    stage: ConfigDict, *, num_logits: int, compute_dtype: str
-) -> Classifier:
-    """Return the network of config.teacher or config.student, for training."""
-    return create_model(
-        stage.model,
-        num_logits=num_logits,
-        pool=stage.pool,
-        hidden=stage.hidden,
-        dropout=stage.dropout,
-        dtype=jnp.dtype(compute_dtype),
-        bn_axis_name=parallel.BATCH_AXIS,
-    )
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One model of a run.
+
+    Attributes:
+      name: of its folder.
+      field: of the configuration, "teacher" or "student".
+      settings: config.teacher or config.student.
+      seed: source of its weights, order, views and dropout.
+      views: which views of the images it learns from.
+      learns_from: names of the stages that teach it; none for labels alone.
+      qat_epochs: how many of its last epochs see the rounding of an int8 file.
+      given: a finished model that is used as it is, and not trained; "" for none.
+    """
+
+    name: str
+    field: str
+    settings: ConfigDict
+    seed: int
+    views: Views
+    learns_from: tuple[str, ...] = ()
+    qat_epochs: int = 0
+    given: str = ""
 
 
 def make_task(
-    name: str,
-    stage: ConfigDict,
-    config: ConfigDict,
-    images: Images,
-    mesh: parallel.Mesh,
-    *,
-    views: Views,
-    seed: int,
+    stage: Stage,
+    context: Context,
     network: Classifier,
     variables: Variables,
     eval_step: EvalStep,
-    models: Mapping[str, Model],
+    teachers: Mapping[str, Model],
 ) -> Task:
     """Return what `train.fit` needs to know.
 
     Args:
-      name: of the stage.
-      stage: config.teacher or config.student.
-      config: of the run.
-      images: the data.
-      mesh: devices.
-      views: which views of the images it learns from.
-      seed: of the stage.
+      stage: the one that is trained.
+      context: of the run.
       network: the one that learns.
       variables: where its training starts.
       eval_step: (variables, images on the devices) -> logits of it.
-      models: its teachers, by name.
+      teachers: the models that it learns from, by name.
     """
-    size = config.image_size
-    shapes = Shapes(
-        student=answer_shapes(network, variables, size),
-        teachers=tuple(
-            answer_shapes(m.network, m.variables, size) for m in models.values()
-        ),
-        bn_axis_name=parallel.BATCH_AXIS,
+    images = context.images
+    terms, shapes = make_stage_terms(
+        stage, context, network, [model.network for model in teachers.values()]
     )
-    terms = stage_terms(stage, config, images, shapes)
-    one = {
-        "image": jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
-        "label": jax.ShapeDtypeStruct((1,), jnp.int32),
-    }
-    aux_key = jax.random.fold_in(jax.random.key(seed), 1)
     return Task(
-        name=name,
+        name=stage.name,
+        settings=stage.settings,
+        seed=stage.seed,
         network=network,
         variables=variables,
         terms=terms,
-        aux=init_aux(terms, shapes, one, aux_key),
-        teachers=_teachers(
-            name, stage, config, images, mesh, views, seed, models, terms
-        ),
-        views=views,
-        row_weights=_row_weights(stage.sampler, images),
-        validate=make_validate(eval_step, config, images, mesh),
+        teachers=_make_teachers(stage, context, terms, teachers),
+        views=stage.views,
+        validate=make_validate(eval_step, context.config, images, context.mesh),
+        aux=init_aux(terms, shapes, jax.random.fold_in(jax.random.key(stage.seed), 1)),
+        row_weights=_row_weights(stage.settings.sampler, images),
+        qat_epochs=stage.qat_epochs,
     )
 
 
-def answer_shapes(
-    network: Classifier, variables: Variables, image_size: int
-) -> Outputs:
-    """Return the shapes of what a network answers for one image; nothing is computed.
-
-    Args:
-      network: flax module.
-      variables: its variables, or their shapes.
-      image_size: in pixels.
-    """
+def shapes_seen(
+    student: nn.Module, teachers: Sequence[nn.Module], image_size: int
+) -> Seen:
+    """Return the shapes of what terms will see for one image; nothing is computed."""
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(
-        lambda v, x: network.apply(v, x, train=False), variables, image
-    )
+
+    def answer(network: nn.Module) -> Outputs:
+        # Of init, so that it takes no variables.
+        key = jax.random.key(0)
+        return jax.eval_shape(
+            lambda x: network.init_with_output(key, x, train=False)[0], image
+        )
+
+    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+    batch = {"image": image, "label": label}
+    return Seen(answer(student), tuple(map(answer, teachers)), batch)  # type: ignore[arg-type]
 
 
-def stage_terms(
-    stage: ConfigDict, config: ConfigDict, images: Images, shapes: Shapes
-) -> tuple[Term, ...]:
-    """Return what the model of a stage learns by.
+def make_stage_terms(
+    stage: Stage,
+    context: Context,
+    student: nn.Module,
+    teachers: Sequence[nn.Module],
+) -> tuple[tuple[Term, ...], Seen | None]:
+    """Return what a stage learns by, and the shapes of what the terms will see.
+
+    `student` is the network that learns, `teachers` those that it learns from.
 
     Raises:
       UserError: a term cannot be computed with these data and networks.
     """
-    s, distill = stage, config.distill
-    labels = images.labels[images.rows["train"]]
+    images, distill = context.images, context.config.distill
+    labels, classes = images.labels[images.rows["train"]], images.classes
     hard = losses.make_hard_loss(
-        s.loss,
-        counts=np.bincount(labels, minlength=max(images.classes.num_logits, 2)),
-        melanoma=images.classes.label_of_melanoma,
-        weighting=s.class_weights,
-        melanoma_weight=s.melanoma_weight,
-        label_smoothing=s.label_smoothing,
-        focal_gamma=s.focal_gamma,
-        focal_alpha=None if s.focal_alpha == -1 else s.focal_alpha,
+        stage.settings,
+        counts=np.bincount(labels, minlength=max(classes.num_logits, 2)),
+        melanoma=classes.label_of_melanoma,
     )
-    equal = (1.0 / max(len(shapes.teachers), 1),) * len(shapes.teachers)
-    soft = Soft(
-        temperature=distill.temperature,
-        teacher_weights=tuple(distill.teacher_weights) or equal,
-        average=distill.average,
-    )
-    return make_terms(
-        hard,
-        alpha=distill.alpha,
-        weights=distill.weights.to_dict(),
-        soft=soft,
-        shapes=shapes,
-    )
+    shapes = None
+    # Tracing networks takes a second or two; labels and logits need no look at shapes.
+    if teachers and any(w for kind, w in distill.weights.items() if kind != "logits"):
+        shapes = shapes_seen(student, teachers, context.config.image_size)
+    terms = make_terms(hard, distill, num_teachers=len(teachers), shapes=shapes)
+    return terms, shapes
 
 
-def _teachers(
-    name: str,
-    stage: ConfigDict,
-    config: ConfigDict,
-    images: Images,
-    mesh: parallel.Mesh,
-    views: Views,
-    seed: int,
-    models: Mapping[str, Model],
-    terms: Sequence[Term],
+def _make_teachers(
+    stage: Stage, context: Context, terms: Sequence[Term], models: Mapping[str, Model]
 ) -> Teachers:
     """Return the teachers of a stage, their logits kept where views recur.
 
     Maps and features are too large to be kept: where a term looks at them, the teachers
     run in every step.
     """
+    config, images, views = context.config, context.images, stage.views
     needs = frozenset[str]().union(*(term.needs for term in terms))
     keep = bool(views.recurring) and needs <= {"logits"}
     if models and views.recurring and not keep:
         logging.info(
             "%s: views recur, but its teachers run in every step: %s are not kept",
-            name,
+            stage.name,
             ", ".join(sorted(needs - {"logits"})),
         )
+    # How many of the recurring views training comes by. An image that is drawn several
+    # times an epoch is shown others each time.
+    num_views = views.recurring
+    if stage.settings.sampler == "shuffled":
+        num_views = min(num_views, stage.settings.epochs * views.per_image)
     members = []
     for teacher, model in models.items():
         logits = score(
@@ -182,34 +166,24 @@ def _teachers(
             model.variables,
             images,
             "val",
-            mesh=mesh,
+            mesh=context.mesh,
             batch_size=config.eval_batch_size,
         )
         check_are_logits(logits, source=teacher)
         kept = None
         if keep:
             kept = cached_logits(
-                model.eval_step,
-                model.variables,
-                model.description,
+                model,
                 images,
                 views,
-                num_views=_views_seen(stage, views),
-                seed=seed,
-                mesh=mesh,
+                num_views=num_views,
+                seed=stage.seed,
+                mesh=context.mesh,
                 batch_size=config.eval_batch_size,
                 directory=expand_user(config.data.cache_dir) / "teacher_logits",
             )
         members.append(Teacher(model.network, model.variables, kept))
     return Teachers(tuple(members))
-
-
-def _views_seen(stage: ConfigDict, views: Views) -> int:
-    """Return how many of the recurring views training comes by."""
-    if stage.sampler != "shuffled":
-        # An image that is drawn several times an epoch is shown others each time.
-        return views.recurring
-    return min(views.recurring, stage.epochs * views.per_image)
 
 
 def _row_weights(sampler: str, images: Images) -> np.ndarray | None:
@@ -225,11 +199,7 @@ def make_validate(
 ) -> Callable[[Variables], dict[str, float]]:
     """Return validate(variables) -> metrics on validation, for `train.Task`.
 
-    Args:
-      eval_step: (variables, images on the devices) -> logits.
-      config: of the run.
-      images: the data.
-      mesh: devices.
+    `eval_step` makes logits of variables and images on the devices.
     """
     classes, rows = images.classes, images.rows["val"]
     labels, melanoma = images.labels[rows], images.melanoma[rows].astype(np.int64)

@@ -16,7 +16,6 @@ import json
 import time
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -29,8 +28,8 @@ from mela_jax.data.views import Views
 from mela_jax.distill.logits import check_are_logits
 from mela_jax.errors import Stopped, UserError
 from mela_jax.images import Images
-from mela_jax.state import Variables
-from mela_jax.train import EvalStep, score_batches, stop_requests
+from mela_jax.saved_models import Model
+from mela_jax.train import score_batches, stop_requests
 
 # What model.json says of a network beyond the shapes of its variables.
 _NETWORK = ("model", "pool", "hidden", "compute_dtype")
@@ -44,9 +43,7 @@ _CHUNK = 256
 
 
 def cached_logits(
-    eval_step: EvalStep,
-    variables: Variables,
-    description: dict[str, Any],
+    teacher: Model,
     images: Images,
     views: Views,
     *,
@@ -56,7 +53,7 @@ def cached_logits(
     batch_size: int,
     directory: Path,
 ) -> np.ndarray:
-    """Return a teacher's logits of every training image and view.
+    """Return a teacher's logits of the training images' views 0 to num_views - 1.
 
     A view that is not on disk is computed in one pass, by the same evaluation-mode
     forward that a step with the teacher in it runs, and written whole or not at all. Of
@@ -64,12 +61,10 @@ def cached_logits(
     processes of a run, the main one reads and writes; all get the numbers.
 
     Args:
-      eval_step: (variables, images on the devices) -> logits of the teacher.
-      variables: the teacher's.
-      description: the teacher's model.json.
+      teacher: a finished model.
       images: the data; the views are of its training rows.
       views: which views the student sees.
-      num_views: how many of them are wanted: 0 to num_views - 1.
+      num_views: how many of them are wanted.
       seed: of the student's views.
       mesh: devices.
       batch_size: images in a batch of the pass, over all devices.
@@ -80,13 +75,13 @@ def cached_logits(
       rows, so that no batch can use one unseen.
 
     Raises:
-      UserError: when the folder cannot be written to, or the outputs are no logits.
+      UserError: the folder cannot be written to, or the outputs are no logits.
       Stopped: after SIGTERM or Ctrl-C; finished views are kept.
     """
     rows = images.rows["train"]
     ingredients = {
-        "teacher": checkpoint.fingerprint(variables),
-        "network": {name: description[name] for name in _NETWORK},
+        "teacher": checkpoint.fingerprint(teacher.variables),
+        "network": {name: teacher.description[name] for name in _NETWORK},
         "pixels": pixels_fingerprint(images.train, rows),
         "image_size": images.image_size,
         "augment": dataclasses.asdict(views.settings),
@@ -101,12 +96,10 @@ def cached_logits(
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "version": VERSION,
     }
-
     render = None
     if views.on_device:
-        render = parallel.map_batch(
-            steps.make_render(image_size=images.image_size), mesh
-        )
+        make = steps.make_render(image_size=images.image_size)
+        render = parallel.map_batch(make, mesh)
 
     def run_teacher(view: int) -> np.ndarray:
         batches = make_view_batches(
@@ -122,29 +115,35 @@ def cached_logits(
         )
         with contextlib.closing(_until_stopped(batches)) as batches:
             return score_batches(
-                eval_step, variables, batches, rows, mesh=mesh, render=render
+                teacher.eval_step,
+                teacher.variables,
+                batches,
+                rows,
+                mesh=mesh,
+                render=render,
             )
 
-    num_logits = images.classes.num_logits
-    logits = np.full((num_views, len(images.train), num_logits), np.nan, np.float32)
+    shape = (len(rows), images.classes.num_logits)
+    logits = np.full((num_views, len(images.train), shape[1]), np.nan, np.float32)
     for view in range(num_views):
         key = json.dumps({**ingredients, "view": view}, sort_keys=True)
         path = directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         with _main_process_holds(path.with_suffix(".lock")):
             found = None
             if parallel.is_main_process():
-                found = read_view(path, key=key, shape=(len(rows), num_logits))
+                found = read_view(path, key=key, shape=shape)
             if parallel.any_process(found is not None):
                 if found is None:
-                    found = np.empty((len(rows), num_logits), np.float32)
+                    found = np.empty(shape, np.float32)
                 logits[view, rows] = parallel.from_main_process(found)
                 logging.info("teacher: logits of view %d from %s", view, path)
                 continue
             began = time.monotonic()
-            logits[view, rows] = run_teacher(view)
-            check_are_logits(logits[view, rows], source="teacher")
+            found = run_teacher(view)
+            check_are_logits(found, source="teacher")
             if parallel.is_main_process():
-                write_view(path, logits[view, rows], key=key)
+                write_view(path, found, key=key)
+            logits[view, rows] = found
             logging.info(
                 "teacher: logits of view %d (of %d) of %d images in %.0f s, kept in %s",
                 view,
@@ -170,10 +169,10 @@ def pixels_fingerprint(images: np.ndarray, rows: np.ndarray) -> str:
 
 
 def write_view(path: Path, logits: np.ndarray, *, key: str) -> None:
-    """Write a view's logits float32[n, K] and what they depend on.
+    """Write a view's logits float32[n, K] and `key`, what they depend on.
 
     Raises:
-      UserError: when that is impossible.
+      UserError: the folder cannot be written to, or the disk is full.
     """
     content = io.BytesIO()
     np.savez(content, logits=logits, key=np.array(key))
@@ -194,12 +193,8 @@ def read_view(path: Path, *, key: str, shape: tuple[int, int]) -> np.ndarray | N
     except Exception as error:
         logging.warning("%s: is damaged (%s) and computed anew", path, error)
         return None
-    if (
-        found != key
-        or logits.shape != shape
-        or logits.dtype != np.float32
-        or not np.isfinite(logits).all()
-    ):
+    same = (found, logits.shape, logits.dtype) == (key, shape, np.float32)
+    if not same or not np.isfinite(logits).all():
         logging.warning("%s: is not what its name says and computed anew", path)
         return None
     return logits
@@ -210,12 +205,11 @@ def _main_process_holds(path: Path) -> Iterator[None]:
     """Hold the lock in the main process; the others wait until it has it.
 
     Raises:
-      UserError: when the lock's folder cannot be written to.
+      UserError: the lock's folder cannot be written to.
     """
     with contextlib.ExitStack() as stack:
         if parallel.is_main_process():
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(hold_lock(path))
             except OSError as error:
                 raise UserError(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from absl import logging
+from ml_collections import ConfigDict
 
 from mela_jax import checkpoint, optim, parallel, steps
 from mela_jax.data.input_pipeline import make_eval_batches, make_train_batches
@@ -34,18 +34,24 @@ class Task:
 
     Attributes:
       name: what to call the stage in logs: "teacher", "student", "baseline".
+      settings: config.teacher or config.student: how long and how fast it learns.
+      seed: source of order, views and dropout.
       network: the one that learns; its batch norm averages over the mesh's axis.
       variables: where its training starts.
       terms: what is minimised is their weighted sum.
-      aux: first variables of the terms' auxiliary modules, by term's name.
       teachers: what the terms compare with.
       views: which views of the images it learns from.
+      validate: variables of the network -> validation metrics by name.
+      aux: first variables of the terms' auxiliary modules, by term's name.
       row_weights: float[n] of the training rows, for a weighted sampler; None for every
         row once an epoch.
-      validate: variables of the network -> validation metrics by name.
+      qat_epochs: how many of the last epochs see the rounding of an int8 file; the
+        checkpoint is chosen among them where there are any.
     """
 
     name: str
+    settings: ConfigDict
+    seed: int
     network: Classifier
     variables: Variables
     terms: Sequence[Term]
@@ -54,40 +60,7 @@ class Task:
     validate: Callable[[Variables], dict[str, float]]
     aux: Mapping[str, Variables] = dataclasses.field(default_factory=dict)
     row_weights: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How long and how fast a network learns; the fields are those of the config.
-
-    Attributes:
-      epochs: of the whole training.
-      batch_size: views in a step, over all devices.
-      learning_rate: peak of the schedule.
-      warmup_epochs: of the linear warm-up.
-      weight_decay: of kernels.
-      clip_norm: largest global norm of the gradient; 0 for no clipping.
-      ema_decay: of the moving average that is evaluated; 0 for none.
-      select_by: validation metric that chooses the checkpoint, larger being better.
-      qat_epochs: how many of the last epochs see the rounding of an int8 file; the
-        checkpoint is chosen among them where there are any.
-      seed: source of order, views and dropout.
-      log_every_steps: steps between two looks at the loss.
-      profile_steps: steps of which a profile is taken; 0 for none.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    warmup_epochs: float
-    weight_decay: float
-    clip_norm: float
-    ema_decay: float
-    select_by: str
-    qat_epochs: int
-    seed: int
-    log_every_steps: int
-    profile_steps: int = 0
+    qat_epochs: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +71,217 @@ class FitResult:
     history: History
     best_step: int
     seconds: float
+
+
+def fit(
+    task: Task,
+    images: Images,
+    *,
+    directory: Path,
+    mesh: parallel.Mesh,
+    log_every_steps: int,
+    profile_steps: int = 0,
+    on_epoch: Callable[[History], None] | None = None,
+) -> FitResult:
+    """Train a model to its last epoch, from its latest checkpoint if there is any.
+
+    The result does not depend on how often the run was interrupted: the state, the
+    position in the data and the losses of the epoch so far are all in the checkpoint.
+
+    Args:
+      task: what is to be learnt, and by what.
+      images: the data.
+      directory: where checkpoints and scalars go.
+      mesh: devices.
+      log_every_steps: steps between two looks at the loss.
+      profile_steps: steps of which a profile is taken; 0 for none.
+      on_epoch: called with the history so far after each epoch, once it is saved; what
+        it raises ends the training.
+
+    Raises:
+      UserError: the loss is not finite, or the disk is full.
+      Stopped: after SIGTERM or Ctrl-C.
+    """
+    began = time.monotonic()
+    name, settings = task.name, task.settings
+    images_per_step = settings.batch_size // task.views.per_image
+    steps_per_epoch = len(images.rows["train"]) // images_per_step
+    total_steps = settings.epochs * steps_per_epoch
+    # Steps before the rounding of an int8 file sets in.
+    float_steps = (settings.epochs - task.qat_epochs) * steps_per_epoch
+    optimizer = optim.make_optimizer(
+        learning_rate=settings.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+    )
+
+    def make_step(*, fake_quantize: bool) -> steps.TrainStep:
+        step = steps.make_train_step(
+            task.network,
+            optimizer,
+            task.terms,
+            task.teachers,
+            ema_decay=settings.ema_decay,
+            seed=task.seed,
+            axis_name=parallel.BATCH_AXIS,
+            fake_quantize=fake_quantize,
+        )
+        if task.views.on_device:
+            step = steps.render_views(step, image_size=images.image_size)
+        return parallel.map_train_step(step, mesh)
+
+    float_step = make_step(fake_quantize=False)
+    rounded_step = make_step(fake_quantize=task.qat_epochs > 0)
+    first_state = create_state(
+        task.variables, optimizer, use_ema=settings.ema_decay > 0, aux=task.aux
+    )
+    state = parallel.replicate(mesh, first_state)
+    template = parallel.abstract_replicated(mesh, state)
+    checkpoints = checkpoint.Checkpoints(
+        directory / "checkpoints", select_by=settings.select_by
+    )
+    history: History = []
+    # Metrics of the steps of the epoch so far.
+    done: list[dict[str, float]] = []
+    first_step = checkpoints.latest_step() or 0
+    if first_step:
+        state, before = checkpoints.restore(first_step, template)
+        history, done = before["history"], before["epoch_so_far"]
+        logging.info("%s: goes on from step %d", name, first_step)
+    batches = make_train_batches(
+        images.train,
+        images.labels,
+        images.rows["train"],
+        views=task.views,
+        image_size=images.image_size,
+        batch_size=settings.batch_size,
+        seed=task.seed,
+        start_step=first_step,
+        num_steps=total_steps,
+        row_weights=task.row_weights,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    progress = Progress(
+        name,
+        directory / "scalars",
+        first_step=first_step,
+        total_steps=total_steps,
+        profile_steps=profile_steps,
+    )
+    if not first_step:
+        progress.parameters(task.variables)
+    with stop_requests() as stop_requested, contextlib.closing(batches), progress:
+        pending: list[steps.Metrics] = []
+        inputs = (task.teachers.inputs(batch) for batch in batches)
+        on_devices = parallel.prefetch(mesh, inputs)
+        frozen = task.teachers.frozen
+        for step, batch in enumerate(on_devices, start=first_step + 1):
+            train_step = float_step if step <= float_steps else rounded_step
+            # Nothing may cross between host and devices behind our back: the host
+            # runs ahead of the devices until it looks at the loss.
+            with jax.transfer_guard("disallow"):
+                state, metrics = train_step(state, frozen, batch)
+            progress.step(step)
+            pending.append(metrics)
+            ends_epoch = step % steps_per_epoch == 0
+            looks = ends_epoch or step % log_every_steps == 0
+            # Several processes have to wait for each other to agree.
+            asks = looks or jax.process_count() == 1
+            stop = asks and parallel.any_process(stop_requested())
+            if looks or stop:
+                fetched = _fetch(pending, name, step, checkpoints)
+                done += fetched
+                pending = []
+                progress.scalars(step, _mean(fetched))
+            selection = None
+            if ends_epoch:
+                validated = task.validate(state.evaluated)
+                found = {f"val/{key}": value for key, value in validated.items()}
+                epoch = step // steps_per_epoch
+                history.append({"epoch": epoch, "step": step, **_mean(done), **found})
+                done = []
+                progress.scalars(step, found)
+                progress.line(_describe(name, history[-1], settings))
+                # A checkpoint from before the rounding is not to be chosen.
+                if step > float_steps or not task.qat_epochs:
+                    selection = validated
+            if ends_epoch or stop:
+                told = {"history": history, "epoch_so_far": done}
+                checkpoints.save(step, state, told, metrics=selection)
+            if stop and step < total_steps:
+                raise Stopped(
+                    f"{name}: stopped at step {step} of {total_steps} and saved in"
+                    f" {checkpoints.directory}; the same command goes on from there"
+                )
+            if ends_epoch and on_epoch:
+                on_epoch(history)
+    best_step = checkpoints.best_step()
+    assert best_step is not None, "the last epoch always saves its metrics"
+    best, _ = checkpoints.restore(best_step, template)
+    checkpoints.close()
+    seconds = time.monotonic() - began
+    return FitResult(best.evaluated, history, best_step, seconds)
+
+
+def _fetch(
+    pending: Sequence[steps.Metrics],
+    name: str,
+    step: int,
+    checkpoints: checkpoint.Checkpoints,
+) -> list[dict[str, float]]:
+    """Fetch the metrics of the steps since the last look; stop if one is not finite."""
+    host = [
+        {key: float(value) for key, value in metrics.items()}
+        for metrics in jax.device_get(list(pending))
+    ]
+    for number, metrics in enumerate(host, start=step - len(host) + 1):
+        if math.isfinite(metrics["loss"]):
+            continue
+        good = checkpoints.latest_step()
+        kept = (
+            f"the last good checkpoint is {checkpoints.directory / str(good)}"
+            if good
+            else "there is no checkpoint yet"
+        )
+        raise UserError(
+            f"{name}: the loss is not finite at step {number}; {kept}; lower"
+            f" config.{name}.learning_rate or set clip_norm, with a new --workdir"
+        )
+    return host
+
+
+def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the mean over steps, under the names that the logs use."""
+    return {
+        f"train/{key}": float(np.mean([m[key] for m in metrics])) for key in metrics[0]
+    }
+
+
+def _describe(name: str, row: dict[str, float], settings: ConfigDict) -> str:
+    """Return the line of an epoch; the event files have all that was measured."""
+    shown = ("train/loss", "val/loss", f"val/{settings.select_by}")
+    numbers = "  ".join(f"{key} {row[key]:.4f}" for key in shown)
+    return f"{name}: epoch {row['epoch']:.0f}/{settings.epochs}  {numbers}"
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and Ctrl-C into a flag that the loop reads between two steps."""
+    requested = False
+
+    def request(signum: int, frame: object) -> None:
+        nonlocal requested
+        requested = True
+
+    handlers = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: requested
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def score(
@@ -131,16 +315,11 @@ def score_batches(
     mesh: parallel.Mesh,
     render: Callable[[steps.Batch], jax.Array] | None = None,
 ) -> np.ndarray:
-    """Return the logits float32[n, K] of `rows` int[n], in their order.
+    """Return the logits float32[n, K] of `rows` int[n] of the data set, in their order.
 
-    Args:
-      eval_step: (variables, images on the devices) -> logits.
-      variables: of the network.
-      batches: this process's share of batches that hold every row once: "image",
-        "index" (the row) and "mask" (0 for filling), as `make_eval_batches`.
-      rows: rows of the data set.
-      mesh: devices.
-      render: makes the images of a batch on the devices, where they are not yet in it.
+    Each process's `batches` are its share of batches that hold every row once: "image",
+    "index" (the row) and "mask" (0 for filling), as `make_eval_batches` gives them.
+    `render` makes the images of a batch on the devices, where they are not yet in it.
     """
     position = {int(row): i for i, row in enumerate(rows)}
     logits = np.empty((len(rows), 0), np.float32)
@@ -152,248 +331,5 @@ def score_batches(
         real = parallel.gather(on_devices["mask"]) > 0
         if not logits.size:
             logits = np.full((len(rows), outputs.shape[1]), np.nan, np.float32)
-        for row, value in zip(index[real], outputs[real], strict=True):
-            logits[position[int(row)]] = value
+        logits[[position[int(row)] for row in index[real]]] = outputs[real]
     return logits
-
-
-def fit(
-    task: Task,
-    images: Images,
-    schedule: Schedule,
-    *,
-    directory: Path,
-    mesh: parallel.Mesh,
-    on_epoch: Callable[[History], None] | None = None,
-) -> FitResult:
-    """Train a model to the end of its schedule, from its latest checkpoint if any.
-
-    The result does not depend on how often the run was interrupted: the state, the
-    position in the data and the losses of the epoch so far are all in the checkpoint.
-
-    Args:
-      task: what is to be learnt, and by what.
-      images: the data.
-      schedule: how long and how fast.
-      directory: where checkpoints and scalars go.
-      mesh: devices.
-      on_epoch: called with the history so far after each epoch, once it is saved; what
-        it raises ends the training.
-
-    Raises:
-      UserError: when the loss is not finite, or the disk is full.
-      Stopped: after SIGTERM or Ctrl-C.
-    """
-    began = time.monotonic()
-    name = task.name
-    images_per_step = schedule.batch_size // task.views.per_image
-    steps_per_epoch = len(images.rows["train"]) // images_per_step
-    total_steps = schedule.epochs * steps_per_epoch
-    # Steps before the rounding of an int8 file sets in.
-    float_steps = (schedule.epochs - schedule.qat_epochs) * steps_per_epoch
-    optimizer = optim.make_optimizer(
-        learning_rate=schedule.learning_rate,
-        total_steps=total_steps,
-        warmup_steps=round(schedule.warmup_epochs * steps_per_epoch),
-        weight_decay=schedule.weight_decay,
-        clip_norm=schedule.clip_norm,
-    )
-    float_step, rounded_step = (
-        _make_step(task, schedule, optimizer, images.image_size, mesh, fake_quantize=f)
-        for f in (False, schedule.qat_epochs > 0)
-    )
-    state = parallel.replicate(
-        mesh,
-        create_state(
-            task.variables, optimizer, use_ema=schedule.ema_decay > 0, aux=task.aux
-        ),
-    )
-    template = parallel.abstract_replicated(mesh, state)
-    checkpoints = checkpoint.Checkpoints(
-        directory / "checkpoints", select_by=schedule.select_by
-    )
-    history: History = []
-    # Metrics of the steps of the epoch so far.
-    done: list[dict[str, float]] = []
-    first_step = checkpoints.latest_step() or 0
-    if first_step:
-        state, before = checkpoints.restore_latest(template)
-        history, done = before["history"], before["epoch_so_far"]
-        logging.info("%s: goes on from step %d", name, first_step)
-    batches = make_train_batches(
-        images.train,
-        images.labels,
-        images.rows["train"],
-        views=task.views,
-        image_size=images.image_size,
-        batch_size=schedule.batch_size,
-        seed=schedule.seed,
-        start_step=first_step,
-        num_steps=total_steps,
-        row_weights=task.row_weights,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    progress = Progress(
-        name,
-        directory / "scalars",
-        first_step=first_step,
-        total_steps=total_steps,
-        profile_steps=schedule.profile_steps,
-    )
-    if not first_step:
-        progress.parameters(task.variables)
-    with (
-        stop_requests() as stop_requested,
-        contextlib.closing(batches),
-        progress,
-    ):
-        pending: list[steps.Metrics] = []
-        inputs = (task.teachers.inputs(batch) for batch in batches)
-        on_devices = parallel.prefetch(mesh, inputs)
-        frozen = task.teachers.frozen
-        for step, batch in enumerate(on_devices, start=first_step + 1):
-            train_step = float_step if step <= float_steps else rounded_step
-            # Nothing may cross between host and devices behind our back: the host
-            # runs ahead of the devices until it looks at the loss.
-            with jax.transfer_guard("disallow"):
-                state, metrics = train_step(state, frozen, batch)
-            progress.step(step)
-            pending.append(metrics)
-            ends_epoch = step % steps_per_epoch == 0
-            looks = ends_epoch or step % schedule.log_every_steps == 0
-            # Several processes have to wait for each other to agree.
-            asks = looks or jax.process_count() == 1
-            stop = asks and parallel.any_process(stop_requested())
-            if looks or stop:
-                fetched = _fetch(pending, name, step, checkpoints)
-                done += fetched
-                pending = []
-                progress.scalars(step, _mean(fetched))
-            if ends_epoch:
-                validated = task.validate(state.evaluated)
-                found = {f"val/{key}": value for key, value in validated.items()}
-                epoch = step // steps_per_epoch
-                history.append({"epoch": epoch, "step": step, **_mean(done), **found})
-                done = []
-                progress.scalars(step, found)
-                progress.line(_describe(name, history[-1], schedule))
-            if ends_epoch or stop:
-                checkpoints.save(
-                    step,
-                    state,
-                    {"history": history, "epoch_so_far": done},
-                    # A checkpoint from before the rounding is not to be chosen.
-                    metrics=_selection(history[-1])
-                    if ends_epoch and (step > float_steps or not schedule.qat_epochs)
-                    else None,
-                )
-            if stop and step < total_steps:
-                raise Stopped(
-                    f"{name}: stopped at step {step} of {total_steps} and saved in"
-                    f" {checkpoints.directory}; the same command goes on from there"
-                )
-            if ends_epoch and on_epoch:
-                on_epoch(history)
-    best_step = checkpoints.best_step()
-    assert best_step is not None, "the last epoch always saves its metrics"
-    best, _ = checkpoints.restore_best(template)
-    checkpoints.close()
-    return FitResult(
-        variables=best.evaluated,
-        history=history,
-        best_step=best_step,
-        seconds=time.monotonic() - began,
-    )
-
-
-def _make_step(
-    task: Task,
-    schedule: Schedule,
-    optimizer: optax.GradientTransformation,
-    image_size: int,
-    mesh: parallel.Mesh,
-    *,
-    fake_quantize: bool,
-) -> steps.TrainStep:
-    """Return the step of all devices."""
-    step = steps.make_train_step(
-        task.network,
-        optimizer,
-        task.terms,
-        task.teachers,
-        ema_decay=schedule.ema_decay,
-        seed=schedule.seed,
-        axis_name=parallel.BATCH_AXIS,
-        fake_quantize=fake_quantize,
-    )
-    if task.views.on_device:
-        step = steps.render_views(step, image_size=image_size)
-    return parallel.map_train_step(step, mesh)
-
-
-def _fetch(
-    pending: Sequence[steps.Metrics],
-    name: str,
-    step: int,
-    checkpoints: checkpoint.Checkpoints,
-) -> list[dict[str, float]]:
-    """Fetch the metrics of the steps since the last look; stop if one is not finite."""
-    host = [
-        {key: float(value) for key, value in metrics.items()}
-        for metrics in jax.device_get(list(pending))
-    ]
-    losses = [metrics["loss"] for metrics in host]
-    if not all(math.isfinite(loss) for loss in losses):
-        first = step - len(losses) + 1
-        bad = first + next(i for i, v in enumerate(losses) if not math.isfinite(v))
-        good = checkpoints.latest_step()
-        kept = (
-            f"the last good checkpoint is {checkpoints.directory / str(good)}"
-            if good
-            else "there is no checkpoint yet"
-        )
-        raise UserError(
-            f"{name}: the loss is not finite at step {bad}; {kept}; lower"
-            f" config.{name}.learning_rate or set clip_norm, with a new --workdir"
-        )
-    return host
-
-
-def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return the mean over steps, under the names that the logs use."""
-    return {
-        f"train/{key}": float(np.mean([m[key] for m in metrics])) for key in metrics[0]
-    }
-
-
-def _selection(row: dict[str, float]) -> dict[str, float]:
-    return {
-        key.removeprefix("val/"): value
-        for key, value in row.items()
-        if key.startswith("val/")
-    }
-
-
-def _describe(name: str, row: dict[str, float], schedule: Schedule) -> str:
-    """Return the line of an epoch; the event files have all that was measured."""
-    shown = ("train/loss", "val/loss", f"val/{schedule.select_by}")
-    numbers = "  ".join(f"{key} {row[key]:.4f}" for key in shown)
-    return f"{name}: epoch {row['epoch']:.0f}/{schedule.epochs}  {numbers}"
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and Ctrl-C into a flag that the loop reads between two steps."""
-    requested = False
-
-    def request(signum: int, frame: object) -> None:
-        nonlocal requested
-        requested = True
-
-    handlers = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: requested
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)

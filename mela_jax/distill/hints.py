@@ -13,13 +13,10 @@ from mela_jax.models.resnet import Conv
 
 
 class Regressor(nn.Module):
-    """Map the student's map to as many channels as the teacher's has.
+    """Map the student's map to as many `channels` as the teacher's has.
 
-    It is trained with the student and belongs to no model.
-
-    Attributes:
-      channels: of the teacher's map.
-      bn_axis_name: mapped axis over which batch statistics are averaged, or None.
+    It is trained with the student and belongs to no model. Batch statistics are
+    averaged over the mapped axis `bn_axis_name`, if any.
     """
 
     channels: int
@@ -36,11 +33,9 @@ class Regressor(nn.Module):
 
 
 def hint_loss(regressed: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Return the mean squared difference of two maps, float32[B].
+    """Return the mean squared difference, float32[B], of two maps float[B, h, w, C].
 
-    Args:
-      regressed: float[B, h, w, C], the student's.
-      teacher: float[B, h, w, C]; no gradient flows into it.
+    No gradient flows into the teacher's.
 
     Raises:
       ValueError: the maps differ in shape.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mela_jax.errors import UserError
 
@@ -12,21 +13,19 @@ from mela_jax.errors import UserError
 def tempered_kl(
     student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float
 ) -> jax.Array:
-    """Return T^2 * KL(p || q), per example, p and q softened by the temperature.
+    """Return T^2 * KL(p || q), float32[B], p and q softened by the temperature T > 0.
 
     With K classes p = softmax(z_t / T) and q = softmax(z_s / T). With one logit the
     softened distribution is a Bernoulli's: a softmax over an axis of length one would
     be 1 for both and the loss would vanish. T^2 keeps the size of the gradient as T
-    grows (Hinton et al. 2015, arXiv:1503.02531, section 2.1).
+    grows (Hinton et al. 2015, arXiv:1503.02531, section 2.1). It is >= 0 (up to
+    rounding) and finite for logits of +-1e4 and more.
 
     Args:
-      student_logits: float[B, K], any finite values.
+      student_logits: float[B, K].
       teacher_logits: float[B, K], logits, not probabilities; no gradient flows into
         them.
-      temperature: T > 0.
-
-    Returns:
-      float32[B], >= 0 (up to rounding) and finite for logits of +-1e4 and more.
+      temperature: T.
 
     >>> z = jnp.array([[2.0]])
     >>> float(tempered_kl(z, z, temperature=2.0)[0])
@@ -41,15 +40,15 @@ def tempered_kl(
     z_s = jnp.asarray(student_logits, jnp.float32) / temperature
     z_t = jax.lax.stop_gradient(jnp.asarray(teacher_logits, jnp.float32)) / temperature
     if shapes[0][1] > 1:
-        log_p, log_q = jax.nn.log_softmax(z_t), jax.nn.log_softmax(z_s)
-        return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(axis=1)
+        return temperature**2 * optax.losses.kl_divergence_with_log_targets(
+            jax.nn.log_softmax(z_s), jax.nn.log_softmax(z_t)
+        )
     z_s, z_t = z_s[:, 0], z_t[:, 0]
-    p_t = jax.nn.sigmoid(z_t)
     # KL = p (log p - log q) + (1 - p) (log(1-p) - log(1-q)), with log sigmoid(z) =
     # -softplus(-z): differences of finite numbers, weighted by p in [0, 1].
     positive = jax.nn.softplus(-z_s) - jax.nn.softplus(-z_t)
     negative = jax.nn.softplus(z_s) - jax.nn.softplus(z_t)
-    kl = p_t * positive + jax.nn.sigmoid(-z_t) * negative
+    kl = jax.nn.sigmoid(z_t) * positive + jax.nn.sigmoid(-z_t) * negative
     return temperature**2 * kl
 
 
@@ -60,7 +59,9 @@ def average_teachers(
     temperature: float,
     average: str,
 ) -> jax.Array:
-    """Return the logits of one teacher that says what several say together.
+    """Return the logits float32[B, K] of one teacher that says what several say.
+
+    Those of the teacher itself where there is only one.
 
     Args:
       logits: float[B, K] of each teacher.
@@ -68,9 +69,6 @@ def average_teachers(
       temperature: T, at which the probabilities are averaged.
       average: "probabilities": the softened probabilities of the result are the
         weighted mean of the teachers'; "logits": its logits are.
-
-    Returns:
-      float32[B, K]; those of the teacher itself where there is only one.
 
     Raises:
       ValueError: the weights do not add up to 1.
@@ -94,19 +92,14 @@ def average_teachers(
 
 
 def check_are_logits(outputs: np.ndarray, *, source: str) -> None:
-    """Refuse soft targets that are probabilities.
+    """Refuse soft targets float[N, K] that are probabilities; `source` names them.
 
     Tempering a probability flattens it to almost nothing, and nothing shows it. Logits
     of a trained classifier leave [0, 1] on some image of any sizeable set.
 
-    Args:
-      outputs: float[N, K], a teacher's outputs on many images.
-      source: where they come from, for the message.
-
     Raises:
-      UserError: when all outputs lie in [0, 1], or one is not finite.
+      UserError: all outputs lie in [0, 1], or one is not finite.
     """
-    outputs = np.asarray(outputs)
     if not np.isfinite(outputs).all():
         raise UserError(f"{source}: the teacher's outputs are not all finite")
     if outputs.min() >= 0.0 and outputs.max() <= 1.0:

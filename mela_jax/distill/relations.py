@@ -2,7 +2,8 @@
 
 Park et al., "Relational Knowledge Distillation", CVPR 2019 (arXiv:1904.05068), as used
 by SSD-KD (Wang et al. 2022, "SSD-KD", doi:10.1016/j.media.2022.102693). Both losses
-compare all images of a batch, so they must be given the whole batch.
+compare all images of a batch, so they must be given the whole batch: features
+float[N, F] of the student and float[N, G] of the teacher, into which no gradient flows.
 """
 
 import jax
@@ -14,11 +15,7 @@ def distance_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     The mean over all N x N pairs, the zero diagonal included, of smooth-L1 (beta 1)
     between the Euclidean distances, each network's divided by the mean of its positive
-    ones. The student's mean is differentiated, nothing of the teacher is.
-
-    Args:
-      student: float[N, F], features.
-      teacher: float[N, G], features of the same images; F and G may differ.
+    ones. The student's mean is differentiated, too.
     """
     distances = [
         _scaled_distances(x) for x in (student, jax.lax.stop_gradient(teacher))
@@ -32,10 +29,6 @@ def angle_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
     The mean over all N^3 triplets (a, b, c) of smooth-L1 (beta 1) between the cosines
     <e_ab, e_ac>, e_ab being the unit vector from image a to image b, or zero where both
     are the same point.
-
-    Args:
-      student: float[N, F], features.
-      teacher: float[N, G], features of the same images; F and G may differ.
     """
     cosines = [_cosines(x) for x in (student, jax.lax.stop_gradient(teacher))]
     return _smooth_l1(cosines[0] - cosines[1]).mean()

@@ -41,11 +41,10 @@ class Teachers:
         return tuple(t.variables if t.kept is None else {} for t in self.members)
 
     def inputs(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return what a step needs of a batch on the host, before it goes to devices.
+        """Return what a step needs of a batch of `make_train_batches`, on the host.
 
-        Args:
-          batch: as `make_train_batches` gives it, rendered or not; "index" int32[b],
-            the row, and "view" int32[b] are left out, and kept logits come in.
+        "index" int32[b], the row, and "view" int32[b] are left out, and kept logits
+        float32[b, K] come in.
         """
         inputs = {k: v for k, v in batch.items() if k not in ("index", "view")}
         for number, teacher in enumerate(self.members):
@@ -59,9 +58,8 @@ class Teachers:
     ) -> tuple[Outputs, ...]:
         """Return what each teacher answers for a batch; no gradient flows into it.
 
-        Args:
-          frozen: `self.frozen`, as the step got it.
-          batch: "image" float32[b, S, S, 3], and what `inputs` added.
+        `frozen` is what the property of that name gave the step. The batch holds
+        "image" float32[b, S, S, 3] and what `inputs` added.
         """
         answers: list[Outputs] = []
         for number, teacher in enumerate(self.members):

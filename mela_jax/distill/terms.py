@@ -6,6 +6,7 @@ it a line in `KINDS`, and a weight in `config.distill.weights`.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from mela_jax.distill.relations import angle_loss, distance_loss
 from mela_jax.errors import UserError
 from mela_jax.losses import LabelLoss
 from mela_jax.models.outputs import LAST_MAP, Outputs
+from mela_jax.parallel import BATCH_AXIS
 
 Batch = dict[str, jax.Array]
 # Runs a term's auxiliary module in training mode on arrays.
@@ -66,37 +68,6 @@ class Term:
     whole_batch: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Soft:
-    """How soft targets are made of the teachers' logits.
-
-    Attributes:
-      temperature: T > 0.
-      teacher_weights: of each teacher, adding up to 1.
-      average: "probabilities" or "logits", see `average_teachers`.
-    """
-
-    temperature: float
-    teacher_weights: tuple[float, ...]
-    average: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """The shapes of what student and teachers answer, for one image.
-
-    Attributes:
-      student: `Outputs` of `jax.ShapeDtypeStruct`; None where there is no teacher, for
-        then no term asks.
-      teachers: likewise, of each teacher.
-      bn_axis_name: mapped axis over which batch statistics are averaged, or None.
-    """
-
-    student: Outputs | None
-    teachers: tuple[Outputs, ...]
-    bn_axis_name: str | None
-
-
 def make_hard_term(loss: LabelLoss, *, weight: float = 1.0) -> Term:
     """Return the term of learning from labels, on the upright views."""
     return Term(
@@ -107,28 +78,36 @@ def make_hard_term(loss: LabelLoss, *, weight: float = 1.0) -> Term:
     )
 
 
-def make_soft_term(soft: Soft, *, weight: float) -> Term:
-    """Return the term of learning from the teachers' logits, on all views."""
+def make_soft_term(
+    *,
+    weight: float,
+    temperature: float,
+    teacher_weights: Sequence[float] = (1.0,),
+    average: str = "probabilities",
+) -> Term:
+    """Return the term of learning from the teachers' logits, on all views.
+
+    `teacher_weights` and `average` are those of `average_teachers`.
+    """
 
     def loss(seen: Seen, _: Apply) -> jax.Array:
         targets = average_teachers(
             [teacher.logits for teacher in seen.teachers],
-            weights=soft.teacher_weights,
-            temperature=soft.temperature,
-            average=soft.average,
+            weights=teacher_weights,
+            temperature=temperature,
+            average=average,
         )
-        return tempered_kl(seen.student.logits, targets, temperature=soft.temperature)
+        return tempered_kl(seen.student.logits, targets, temperature=temperature)
 
     return Term("soft", weight, loss, needs=frozenset({"logits"}))
 
 
-def make_hint_term(shapes: Shapes, *, weight: float) -> Term:
+def make_hint_term(shapes: Seen, *, weight: float) -> Term:
     """Return the term of imitating the first teacher's last map (FitNet).
 
     Raises:
       UserError: the two maps differ in height or width.
     """
-    assert shapes.student is not None, "a student that looks at maps has its own"
     ours, theirs = (
         outputs.maps[LAST_MAP].shape for outputs in (shapes.student, shapes.teachers[0])
     )
@@ -145,42 +124,37 @@ def make_hint_term(shapes: Shapes, *, weight: float) -> Term:
             apply(seen.student.maps[LAST_MAP]), seen.teachers[0].maps[LAST_MAP]
         ),
         needs=frozenset({LAST_MAP}),
-        aux=Regressor(theirs[3], bn_axis_name=shapes.bn_axis_name),
+        aux=Regressor(theirs[3], bn_axis_name=BATCH_AXIS),
     )
 
 
 def _make_relation_term(
-    name: str, loss: Callable[[jax.Array, jax.Array], jax.Array]
-) -> Callable[..., Term]:
-    def make(shapes: Shapes, *, weight: float) -> Term:
-        del shapes  # Features of any two widths can be compared.
-        return Term(
-            name,
-            weight,
-            lambda seen, _: loss(seen.student.features, seen.teachers[0].features),
-            needs=frozenset({"features"}),
-            whole_batch=True,
-        )
+    name: str,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    shapes: Seen,  # not looked at: features of any two widths can be compared
+    *,
+    weight: float,
+) -> Term:
+    return Term(
+        name,
+        weight,
+        lambda seen, _: loss(seen.student.features, seen.teachers[0].features),
+        needs=frozenset({"features"}),
+        whole_batch=True,
+    )
 
-    return make
 
-
-# Weight in config.distill.weights -> what makes the term. "logits" is not here: it is
-# the weight of the labels and the soft targets together.
+# Weight in config.distill.weights -> what makes the term of the shapes of what it will
+# see. "logits" is not here: it is the weight of labels and soft targets together.
 KINDS: Mapping[str, Callable[..., Term]] = {
     "hint": make_hint_term,
-    "distance": _make_relation_term("distance", distance_loss),
-    "angle": _make_relation_term("angle", angle_loss),
+    "distance": partial(_make_relation_term, "distance", distance_loss),
+    "angle": partial(_make_relation_term, "angle", angle_loss),
 }
 
 
 def make_terms(
-    hard: LabelLoss,
-    *,
-    alpha: float,
-    weights: Mapping[str, float],
-    soft: Soft,
-    shapes: Shapes,
+    hard: LabelLoss, distill: Any, *, num_teachers: int, shapes: Seen | None = None
 ) -> tuple[Term, ...]:
     """Return the terms of a student.
 
@@ -193,35 +167,35 @@ def make_terms(
 
     Args:
       hard: the loss on labels.
-      alpha: share of the soft targets, in [0, 1].
-      weights: "logits" and the keys of `KINDS`.
-      soft: how soft targets are made.
-      shapes: of what student and teachers answer.
+      distill: config.distill.
+      num_teachers: how many there are.
+      shapes: `jax.ShapeDtypeStruct`s of what the terms will see, for one image; None
+        where no kind has a weight.
 
     Raises:
       UserError: a term that cannot be computed with these networks.
     """
-    if not shapes.teachers:
+    if not num_teachers:
         return (make_hard_term(hard),)
-    terms = (
-        make_hard_term(hard, weight=weights["logits"] * (1.0 - alpha)),
-        make_soft_term(soft, weight=weights["logits"] * alpha),
-        *(
-            make(shapes, weight=weights[kind])
-            for kind, make in KINDS.items()
-            if weights[kind]
-        ),
+    weights = distill.weights
+    soft = make_soft_term(
+        weight=weights.logits * distill.alpha,
+        temperature=distill.temperature,
+        teacher_weights=tuple(distill.teacher_weights)
+        or (1.0 / num_teachers,) * num_teachers,
+        average=distill.average,
     )
-    check_needs(terms, shapes.teachers)
+    terms = (
+        make_hard_term(hard, weight=weights.logits * (1.0 - distill.alpha)),
+        soft,
+        *(make(shapes, weight=weights[k]) for k, make in KINDS.items() if weights[k]),
+    )
+    check_needs(terms, shapes.teachers if shapes else ())
     return terms
 
 
 def check_needs(terms: Sequence[Term], teachers: Sequence[Outputs]) -> None:
     """Check that every teacher answers what the terms look at.
-
-    Args:
-      terms: of the student.
-      teachers: shapes of what each answers.
 
     Raises:
       UserError: naming the first term whose needs are not met.
@@ -238,23 +212,14 @@ def check_needs(terms: Sequence[Term], teachers: Sequence[Outputs]) -> None:
 
 
 def init_aux(
-    terms: Sequence[Term], shapes: Shapes, batch: Mapping[str, Any], key: jax.Array
+    terms: Sequence[Term], shapes: Seen | None, key: jax.Array
 ) -> dict[str, Any]:
     """Return the first variables of the terms' auxiliary modules, by term's name.
 
-    Each term's loss is run on zeros once, which tells what its module is given.
-
-    Args:
-      terms: of the student.
-      shapes: of what student and teachers answer.
-      batch: shapes of a batch of as many views as `shapes` has.
-      key: source of the random values.
+    Each term's loss is run once on zeros of `shapes`, which tells what its module is
+    given. `key` is the source of the random values.
     """
-
-    def zeros(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
-
-    seen = Seen(zeros(shapes.student), zeros(shapes.teachers), zeros(batch))
+    seen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def variables_of(aux: nn.Module, term: Term, key: jax.Array) -> Any:
         found: dict[str, Any] = {}
