@@ -42,7 +42,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     from benchmarks import jax_networks
     from mela_jax import parallel, stages
     from mela_jax.images import load_images
-    from mela_jax.saved_models import Context
+    from mela_jax.plan import Context, make_plan
 
     jax_networks.set_up(arguments.cores)
     batch_size = arguments.batch_size
@@ -71,7 +71,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         workdir = folder / f"round_{number}"
         mesh = parallel.make_mesh()
         context = Context(config, workdir, records, images, mesh)
-        stages.obtain_all(stages.plan(config), context)
+        stages.obtain_all(make_plan(config), context)
         times = events.loss_times(workdir / "student" / "scalars")
         for end in (steps, 2 * steps, 3 * steps):
             half = max(step for step in times if step < end)

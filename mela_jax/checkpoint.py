@@ -21,104 +21,87 @@ from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
 from mela_jax.state import TrainState, Variables
 
-Progress = dict[str, Any]
 
+def open_checkpoints(directory: Path, *, select_by: str) -> ocp.CheckpointManager:
+    """Return the checkpoints of one stage, of which the latest and the best are kept.
 
-class Checkpoints:
-    """The checkpoints of one stage: the latest, and the best by one metric.
-
-    Args:
-      directory: folder of the checkpoints; made when absent.
-      select_by: metric of `save` by which one is the best, larger being better.
+    The best has the largest metric `select_by`. The folder is made when absent.
     """
 
-    def __init__(self, directory: Path, *, select_by: str):
-        self.directory = directory.absolute()
-        policies = [
-            checkpoint_managers.LatestN(1),
-            checkpoint_managers.BestN(
-                get_metric_fn=lambda metrics: metrics[select_by],
-                n=1,
-                keep_checkpoints_without_metrics=False,
+    def metric(metrics: dict[str, float]) -> float:
+        return metrics[select_by]
+
+    policies = [
+        checkpoint_managers.LatestN(1),
+        checkpoint_managers.BestN(
+            get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False
+        ),
+    ]
+    return ocp.CheckpointManager(
+        directory.absolute(),
+        options=ocp.CheckpointManagerOptions(
+            # best_step() goes by best_fn, and what is kept by the policy: both must be
+            # said.
+            best_fn=metric,
+            best_mode="max",
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            enable_async_checkpointing=False,
+        ),
+    )
+
+
+def save_state(
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    state: TrainState,
+    progress: dict[str, Any],
+    *,
+    metrics: dict[str, float] | None,
+) -> None:
+    """Write the state after `step` steps.
+
+    `progress` is what else the run needs to go on, as JSON; `metrics` are validation's
+    of this state, None between two validations.
+
+    Raises:
+      UserError: the disk is full or cannot be written.
+    """
+    with _writing(Path(checkpoints.directory), state):
+        checkpoints.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                progress=ocp.args.JsonSave(progress),
             ),
-        ]
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                # best_step() goes by best_fn, and what is kept by the policy: both
-                # must be said.
-                best_fn=lambda metrics: metrics[select_by],
-                best_mode="max",
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                enable_async_checkpointing=False,
+            metrics=metrics,
+            force=True,
+        )
+        checkpoints.wait_until_finished()
+
+
+def restore_state(
+    checkpoints: ocp.CheckpointManager, step: int, template: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """Read state and progress of a step; `template` gives shapes and shardings.
+
+    Raises:
+      UserError: the checkpoint is damaged.
+    """
+    try:
+        restored = checkpoints.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(template),
+                progress=ocp.args.JsonRestore(),
             ),
         )
-
-    def save(
-        self,
-        step: int,
-        state: TrainState,
-        progress: Progress,
-        *,
-        metrics: dict[str, float] | None,
-    ) -> None:
-        """Write the state after `step` steps.
-
-        Args:
-          step: steps done.
-          state: what to write.
-          progress: what else the run needs to go on, as JSON.
-          metrics: validation metrics of this state; None between two validations.
-
-        Raises:
-          UserError: the disk is full or cannot be written.
-        """
-        with _writing(self.directory, state):
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    progress=ocp.args.JsonSave(progress),
-                ),
-                metrics=metrics,
-                force=True,
-            )
-            self._manager.wait_until_finished()
-
-    def latest_step(self) -> int | None:
-        """Return the number of steps of the latest checkpoint, or None."""
-        return self._manager.latest_step()
-
-    def best_step(self) -> int | None:
-        """Return the number of steps of the best checkpoint, or None."""
-        return self._manager.best_step()
-
-    def restore(self, step: int, template: TrainState) -> tuple[TrainState, Progress]:
-        """Read the checkpoint of a step; `template` gives shapes and shardings.
-
-        Raises:
-          UserError: it is damaged.
-        """
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(template),
-                    progress=ocp.args.JsonRestore(),
-                ),
-            )
-        except Exception as error:
-            # Orbax and tensorstore raise many types for a damaged file.
-            raise UserError(
-                f"{self.directory / str(step)}: the checkpoint cannot be read"
-                f" ({_first_line(error)}); delete that folder to go on from an earlier"
-                " one"
-            ) from error
-        return restored["state"], restored["progress"]
-
-    def close(self) -> None:
-        """Release the manager's resources."""
-        self._manager.close()
+    except Exception as error:
+        # Orbax and tensorstore raise many types for a damaged file.
+        raise UserError(
+            f"{checkpoints.directory / str(step)}: the checkpoint cannot be read"
+            f" ({_first_line(error)}); delete that folder to go on from an earlier one"
+        ) from error
+    return restored["state"], restored["progress"]
 
 
 def save_model(
@@ -126,13 +109,9 @@ def save_model(
 ) -> dict[str, Any]:
     """Write a finished model: its variables, then model.json, which marks it whole.
 
-    Args:
-      directory: folder for `variables/` and `model.json`; made when absent.
-      variables: {"params", "batch_stats"}, replicated on every device.
-      description: what is needed to rebuild and to use the model, as JSON.
-
-    Returns:
-      The content of model.json: the description and the variables' fingerprint.
+    The variables {"params", "batch_stats"} are replicated on every device. Returned is
+    what model.json holds: the description, all that is needed to rebuild and to use the
+    model, and the variables' fingerprint. The folder is made when absent.
 
     Raises:
       UserError: the disk is full or cannot be written.

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mela_jax.config import expand_user, list_fields, mistake_in_file, unknown_field
 from mela_jax.errors import Stopped, UserError
-from mela_jax.log import set_up_logging
+from mela_jax.quiet import set_up_logging
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, a file of configs/.", lock_config=True

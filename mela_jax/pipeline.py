@@ -15,7 +15,7 @@ from mela_jax.config import validate
 from mela_jax.errors import UserError
 from mela_jax.evaluation.operating_point import lesions_needed
 from mela_jax.images import load_images
-from mela_jax.saved_models import Context
+from mela_jax.plan import Context, make_plan
 from mela_jax.train import History
 
 
@@ -34,7 +34,7 @@ def run(
     """
     with _opened(config, workdir) as context:
         check_guarantee(context)
-        models = stages.obtain_all(stages.plan(config), context, on_epoch=on_epoch)
+        models = stages.obtain_all(make_plan(config), context, on_epoch=on_epoch)
         predictions = {
             name: results.predict_splits(context, name, model)
             for name, model in models.items()
@@ -50,7 +50,7 @@ def run_teacher(config: ConfigDict, workdir: Path) -> None:
       UserError: for anything that its user can mend.
     """
     with _opened(config, workdir) as context:
-        stages.obtain_all(stages.plan(config)[:1], context)
+        stages.obtain_all(make_plan(config)[:1], context)
 
 
 @contextlib.contextmanager

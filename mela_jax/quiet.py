@@ -1,9 +1,12 @@
-"""Keep what native libraries say of themselves out of the user's sight."""
+"""What a user sees on stderr: our own lines, and no chatter of native libraries."""
 
+import logging as python_logging
 import os
 import re
 import signal
 import sys
+
+from absl import logging
 
 # LiteRT, TensorFlow and XLA tell of what they load and which accelerators they lack, as
 # they start and as the process ends. Errors are shown, whoever has them.
@@ -51,3 +54,28 @@ def _filter(native: int, shown: int, *, others: tuple[int, ...]) -> None:
                     out.write(line)
     finally:
         os._exit(0)
+
+
+def set_up_logging() -> None:
+    """Say the time and the message, from INFO on; of other packages, warnings alone."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    # Not where stderr led to when absl was imported: `hide_chatter` has moved it.
+    handler.python_handler.setStream(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(
+        lambda line: (
+            line.levelno >= python_logging.WARNING or "mela_jax" in line.pathname
+        )
+    )
+
+
+class _Formatter(python_logging.Formatter):
+    """Names the level of what is more than a note."""
+
+    def formatMessage(self, record: python_logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        if record.levelno < python_logging.WARNING:
+            return line
+        return line.replace(record.message, f"{record.levelname}: {record.message}", 1)

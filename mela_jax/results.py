@@ -21,9 +21,9 @@ from mela_jax.evaluation.scores import (
     write_predictions,
 )
 from mela_jax.images import Images
+from mela_jax.plan import Context, count_views
 from mela_jax.report.main_report import write_report
-from mela_jax.saved_models import Context, Model
-from mela_jax.stages import count_views
+from mela_jax.saved_models import Model
 from mela_jax.train import score
 
 # What the model card says of the data, where the data set is known.

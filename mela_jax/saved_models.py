@@ -1,45 +1,24 @@
 """Finished models: what lies in the folder of one, and how it is read back."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from mela_jax import checkpoint, parallel, steps
 from mela_jax.config import expand_user
-from mela_jax.data.records import Record
 from mela_jax.data.splits import SPLITS, read_splits
 from mela_jax.errors import UserError
-from mela_jax.images import Images
 from mela_jax.labels import LabelSpace
 from mela_jax.models.head import Classifier
 from mela_jax.models.zoo import create_model
+from mela_jax.plan import Context
 from mela_jax.state import Variables
 from mela_jax.train import EvalStep
-
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What all stages of a run work with.
-
-    Attributes:
-      config: see `mela_jax.config`.
-      workdir: folder of the run.
-      records: of the data set.
-      images: the same, decoded.
-      mesh: devices.
-    """
-
-    config: ConfigDict
-    workdir: Path
-    records: Sequence[Record]
-    images: Images
-    mesh: parallel.Mesh
 
 
 @dataclasses.dataclass(frozen=True)

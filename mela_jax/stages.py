@@ -1,21 +1,18 @@
 """The stages of a run, and how each becomes a trained model in a folder of its own."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from mela_jax import checkpoint, parallel
 from mela_jax.config import expand_user
-from mela_jax.data.views import AugmentSettings, Views
 from mela_jax.errors import UserError
 from mela_jax.models.cost import count_flops, count_params
 from mela_jax.models.head import Classifier
 from mela_jax.models.pretrained import find_imagenet_file, load_pretrained
+from mela_jax.plan import Context, Stage
 from mela_jax.saved_models import (
-    Context,
     Model,
     initial_variables,
     load_model,
@@ -23,45 +20,8 @@ from mela_jax.saved_models import (
     make_scorer,
     network_of,
 )
-from mela_jax.tasks import Stage, make_stage_terms, make_task
+from mela_jax.tasks import make_stage_terms, make_task
 from mela_jax.train import History, fit
-
-
-def plan(config: ConfigDict) -> list[Stage]:
-    """Return the stages of a run; each learns from earlier ones alone."""
-    views = Views(
-        AugmentSettings(**config.augment.to_dict()), on_device=config.augment_on_device
-    )
-    teachers = []
-    if config.distill.enabled:
-        given = (config.teacher.checkpoint, *config.distill.extra_teachers)
-        names = ["teacher", *(f"teacher_{n}" for n in range(2, len(given) + 1))]
-        teachers = [
-            Stage(name, "teacher", config.teacher, config.seed, views, given=path)
-            for name, path in zip(names, given, strict=True)
-        ]
-    student = Stage(
-        "student",
-        "student",
-        config.student,
-        # A random stream of its own, apart from the teacher's.
-        config.seed + 1000,
-        dataclasses.replace(
-            views,
-            per_image=config.student.views_per_image,
-            recurring=count_views(config),
-        ),
-        learns_from=tuple(stage.name for stage in teachers),
-        qat_epochs=config.student.qat_epochs if config.student.qat else 0,
-    )
-    baseline = dataclasses.replace(student, name="baseline", learns_from=())
-    return [*teachers, student, *([baseline] if config.baseline else [])]
-
-
-def count_views(config: ConfigDict) -> int:
-    """Return how many views of an image the student sees; 0: fresh ones every epoch."""
-    is_random = AugmentSettings(**config.augment.to_dict()).is_random
-    return config.student.num_views if is_random else config.student.views_per_image
 
 
 def obtain_all(
@@ -175,27 +135,18 @@ def _train(
     on_epoch: Callable[[History], None] | None,
 ) -> Model:
     """Train the model of a stage into its folder."""
-    config, mesh = context.config, context.mesh
-    settings, folder = stage.settings, context.workdir / stage.name
+    config, settings = context.config, stage.settings
     before = [checkpoint.fingerprint(each.variables) for each in teachers.values()]
     variables = initial_variables(network, config.image_size, stage.seed)
     if settings.init != "random":
         own = settings.init != "imagenet"
         init = str(expand_user(settings.init)) if own else settings.init
         variables = load_pretrained(settings.model, variables, init=init)
-    eval_step = make_scorer(network, mesh)
+    eval_step = make_scorer(network, context.mesh)
     task = make_task(stage, context, network, variables, eval_step, teachers)
-    result = fit(
-        task,
-        context.images,
-        directory=folder,
-        mesh=mesh,
-        log_every_steps=config.log_every_steps,
-        profile_steps=config.profile_steps,
-        on_epoch=on_epoch,
-    )
+    result = fit(task, context, on_epoch=on_epoch)
     description = checkpoint.save_model(
-        folder,
+        context.workdir / stage.name,
         result.variables,
         {
             **_describe(stage, context),

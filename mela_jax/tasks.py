@@ -1,6 +1,5 @@
 """What a stage of a run learns, and by what: from the configuration to a `Task`."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
@@ -8,12 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 from scipy.special import log_softmax
 
-from mela_jax import losses, parallel
-from mela_jax.config import expand_user
-from mela_jax.data.views import Views
+from mela_jax import losses
 from mela_jax.distill.logits import check_are_logits
 from mela_jax.distill.teachers import Teacher, Teachers
 from mela_jax.distill.terms import Seen, Term, init_aux, make_terms
@@ -22,35 +18,11 @@ from mela_jax.evaluation.multiclass import class_selection_metrics
 from mela_jax.images import Images
 from mela_jax.models.head import Classifier
 from mela_jax.models.outputs import Outputs
-from mela_jax.saved_models import Context, Model
+from mela_jax.plan import Context, Stage
+from mela_jax.saved_models import Model
 from mela_jax.state import Variables
 from mela_jax.teacher_cache import cached_logits
 from mela_jax.train import EvalStep, Task, score
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One model of a run.
-
-    Attributes:
-      name: of its folder.
-      field: of the configuration, "teacher" or "student".
-      settings: config.teacher or config.student.
-      seed: source of its weights, order, views and dropout.
-      views: which views of the images it learns from.
-      learns_from: names of the stages that teach it; none for labels alone.
-      qat_epochs: how many of its last epochs see the rounding of an int8 file.
-      given: a finished model that is used as it is, and not trained; "" for none.
-    """
-
-    name: str
-    field: str
-    settings: ConfigDict
-    seed: int
-    views: Views
-    learns_from: tuple[str, ...] = ()
-    qat_epochs: int = 0
-    given: str = ""
 
 
 def make_task(
@@ -71,23 +43,18 @@ def make_task(
       eval_step: (variables, images on the devices) -> logits of it.
       teachers: the models that it learns from, by name.
     """
-    images = context.images
     terms, shapes = make_stage_terms(
         stage, context, network, [model.network for model in teachers.values()]
     )
     return Task(
-        name=stage.name,
-        settings=stage.settings,
-        seed=stage.seed,
+        stage=stage,
         network=network,
         variables=variables,
         terms=terms,
         teachers=_make_teachers(stage, context, terms, teachers),
-        views=stage.views,
-        validate=make_validate(eval_step, context.config, images, context.mesh),
+        validate=make_validate(eval_step, context),
         aux=init_aux(terms, shapes, jax.random.fold_in(jax.random.key(stage.seed), 1)),
-        row_weights=_row_weights(stage.settings.sampler, images),
-        qat_epochs=stage.qat_epochs,
+        row_weights=_row_weights(stage, context.images),
     )
 
 
@@ -145,7 +112,7 @@ def _make_teachers(
     Maps and features are too large to be kept: where a term looks at them, the teachers
     run in every step.
     """
-    config, images, views = context.config, context.images, stage.views
+    config, views = context.config, stage.views
     needs = frozenset[str]().union(*(term.needs for term in terms))
     keep = bool(views.recurring) and needs <= {"logits"}
     if models and views.recurring and not keep:
@@ -164,7 +131,7 @@ def _make_teachers(
         logits = score(
             model.eval_step,
             model.variables,
-            images,
+            context.images,
             "val",
             mesh=context.mesh,
             batch_size=config.eval_batch_size,
@@ -173,34 +140,28 @@ def _make_teachers(
         kept = None
         if keep:
             kept = cached_logits(
-                model,
-                images,
-                views,
-                num_views=num_views,
-                seed=stage.seed,
-                mesh=context.mesh,
-                batch_size=config.eval_batch_size,
-                directory=expand_user(config.data.cache_dir) / "teacher_logits",
+                model, context, views, num_views=num_views, seed=stage.seed
             )
         members.append(Teacher(model.network, model.variables, kept))
     return Teachers(tuple(members))
 
 
-def _row_weights(sampler: str, images: Images) -> np.ndarray | None:
+def _row_weights(stage: Stage, images: Images) -> np.ndarray | None:
     """Return the weight float64[n] of each training row, or None for all once."""
-    if sampler == "shuffled":
+    if stage.settings.sampler == "shuffled":
         return None
     labels = images.labels[images.rows["train"]]
     return 1.0 / np.bincount(labels)[labels]
 
 
 def make_validate(
-    eval_step: EvalStep, config: ConfigDict, images: Images, mesh: parallel.Mesh
+    eval_step: EvalStep, context: Context
 ) -> Callable[[Variables], dict[str, float]]:
     """Return validate(variables) -> metrics on validation, for `train.Task`.
 
     `eval_step` makes logits of variables and images on the devices.
     """
+    config, images = context.config, context.images
     classes, rows = images.classes, images.rows["val"]
     labels, melanoma = images.labels[rows], images.melanoma[rows].astype(np.int64)
 
@@ -210,7 +171,7 @@ def make_validate(
             variables,
             images,
             "val",
-            mesh=mesh,
+            mesh=context.mesh,
             batch_size=config.eval_batch_size,
         ).astype(np.float64)
         # -log p of the label's class, as losses.cross_entropy, over the whole split.

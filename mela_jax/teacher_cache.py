@@ -23,11 +23,12 @@ from absl import logging
 
 from mela_jax import checkpoint, parallel, steps
 from mela_jax.atomic import hold_lock, write_atomically
+from mela_jax.config import expand_user
 from mela_jax.data.input_pipeline import make_view_batches
 from mela_jax.data.views import Views
 from mela_jax.distill.logits import check_are_logits
 from mela_jax.errors import Stopped, UserError
-from mela_jax.images import Images
+from mela_jax.plan import Context
 from mela_jax.saved_models import Model
 from mela_jax.train import score_batches, stop_requests
 
@@ -43,15 +44,7 @@ _CHUNK = 256
 
 
 def cached_logits(
-    teacher: Model,
-    images: Images,
-    views: Views,
-    *,
-    num_views: int,
-    seed: int,
-    mesh: parallel.Mesh,
-    batch_size: int,
-    directory: Path,
+    teacher: Model, context: Context, views: Views, *, num_views: int, seed: int
 ) -> np.ndarray:
     """Return a teacher's logits of the training images' views 0 to num_views - 1.
 
@@ -62,13 +55,10 @@ def cached_logits(
 
     Args:
       teacher: a finished model.
-      images: the data; the views are of its training rows.
+      context: of the run; the files are in its data.cache_dir.
       views: which views the student sees.
       num_views: how many of them are wanted.
       seed: of the student's views.
-      mesh: devices.
-      batch_size: images in a batch of the pass, over all devices.
-      directory: where the files are kept; made when absent.
 
     Returns:
       float32[num_views, N, K] for the N rows of the data set; NaN outside the training
@@ -78,7 +68,9 @@ def cached_logits(
       UserError: the folder cannot be written to, or the outputs are no logits.
       Stopped: after SIGTERM or Ctrl-C; finished views are kept.
     """
-    rows = images.rows["train"]
+    config, images, mesh = context.config, context.images, context.mesh
+    rows, batch_size = images.rows["train"], config.eval_batch_size
+    directory = expand_user(config.data.cache_dir) / "teacher_logits"
     ingredients = {
         "teacher": checkpoint.fingerprint(teacher.variables),
         "network": {name: teacher.description[name] for name in _NETWORK},

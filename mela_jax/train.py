@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 
 from mela_jax import checkpoint, optim, parallel, steps
 from mela_jax.data.input_pipeline import make_eval_batches, make_train_batches
-from mela_jax.data.views import Views
 from mela_jax.distill.teachers import Teachers
 from mela_jax.distill.terms import Term
 from mela_jax.errors import Stopped, UserError
 from mela_jax.images import Images
 from mela_jax.models.head import Classifier
+from mela_jax.plan import Context, Stage
 from mela_jax.progress import Progress
 from mela_jax.state import Variables, create_state
 
@@ -33,34 +33,26 @@ class Task:
     """What is to be learnt, and by what: all that `fit` knows of a method.
 
     Attributes:
-      name: what to call the stage in logs: "teacher", "student", "baseline".
-      settings: config.teacher or config.student: how long and how fast it learns.
-      seed: source of order, views and dropout.
+      stage: whose model it is: its name for logs, and how long and fast it learns. Of
+        `qat_epochs`, if any, the checkpoint is chosen.
       network: the one that learns; its batch norm averages over the mesh's axis.
       variables: where its training starts.
       terms: what is minimised is their weighted sum.
       teachers: what the terms compare with.
-      views: which views of the images it learns from.
       validate: variables of the network -> validation metrics by name.
       aux: first variables of the terms' auxiliary modules, by term's name.
       row_weights: float[n] of the training rows, for a weighted sampler; None for every
         row once an epoch.
-      qat_epochs: how many of the last epochs see the rounding of an int8 file; the
-        checkpoint is chosen among them where there are any.
     """
 
-    name: str
-    settings: ConfigDict
-    seed: int
+    stage: Stage
     network: Classifier
     variables: Variables
     terms: Sequence[Term]
     teachers: Teachers
-    views: Views
     validate: Callable[[Variables], dict[str, float]]
     aux: Mapping[str, Variables] = dataclasses.field(default_factory=dict)
     row_weights: np.ndarray | None = None
-    qat_epochs: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +67,8 @@ class FitResult:
 
 def fit(
     task: Task,
-    images: Images,
+    context: Context,
     *,
-    directory: Path,
-    mesh: parallel.Mesh,
-    log_every_steps: int,
-    profile_steps: int = 0,
     on_epoch: Callable[[History], None] | None = None,
 ) -> FitResult:
     """Train a model to its last epoch, from its latest checkpoint if there is any.
@@ -88,27 +76,22 @@ def fit(
     The result does not depend on how often the run was interrupted: the state, the
     position in the data and the losses of the epoch so far are all in the checkpoint.
 
-    Args:
-      task: what is to be learnt, and by what.
-      images: the data.
-      directory: where checkpoints and scalars go.
-      mesh: devices.
-      log_every_steps: steps between two looks at the loss.
-      profile_steps: steps of which a profile is taken; 0 for none.
-      on_epoch: called with the history so far after each epoch, once it is saved; what
-        it raises ends the training.
+    `on_epoch` is called with the history so far after each epoch, once it is saved;
+    what it raises ends the training.
 
     Raises:
       UserError: the loss is not finite, or the disk is full.
       Stopped: after SIGTERM or Ctrl-C.
     """
     began = time.monotonic()
-    name, settings = task.name, task.settings
-    images_per_step = settings.batch_size // task.views.per_image
+    images, mesh, config = context.images, context.mesh, context.config
+    stage, name, settings = task.stage, task.stage.name, task.stage.settings
+    directory = context.workdir / name
+    images_per_step = settings.batch_size // stage.views.per_image
     steps_per_epoch = len(images.rows["train"]) // images_per_step
     total_steps = settings.epochs * steps_per_epoch
     # Steps before the rounding of an int8 file sets in.
-    float_steps = (settings.epochs - task.qat_epochs) * steps_per_epoch
+    float_steps = (settings.epochs - stage.qat_epochs) * steps_per_epoch
     optimizer = optim.make_optimizer(
         learning_rate=settings.learning_rate,
         total_steps=total_steps,
@@ -124,22 +107,22 @@ def fit(
             task.terms,
             task.teachers,
             ema_decay=settings.ema_decay,
-            seed=task.seed,
+            seed=stage.seed,
             axis_name=parallel.BATCH_AXIS,
             fake_quantize=fake_quantize,
         )
-        if task.views.on_device:
+        if stage.views.on_device:
             step = steps.render_views(step, image_size=images.image_size)
         return parallel.map_train_step(step, mesh)
 
     float_step = make_step(fake_quantize=False)
-    rounded_step = make_step(fake_quantize=task.qat_epochs > 0)
+    rounded_step = make_step(fake_quantize=stage.qat_epochs > 0)
     first_state = create_state(
         task.variables, optimizer, use_ema=settings.ema_decay > 0, aux=task.aux
     )
     state = parallel.replicate(mesh, first_state)
     template = parallel.abstract_replicated(mesh, state)
-    checkpoints = checkpoint.Checkpoints(
+    checkpoints = checkpoint.open_checkpoints(
         directory / "checkpoints", select_by=settings.select_by
     )
     history: History = []
@@ -147,17 +130,17 @@ def fit(
     done: list[dict[str, float]] = []
     first_step = checkpoints.latest_step() or 0
     if first_step:
-        state, before = checkpoints.restore(first_step, template)
+        state, before = checkpoint.restore_state(checkpoints, first_step, template)
         history, done = before["history"], before["epoch_so_far"]
         logging.info("%s: goes on from step %d", name, first_step)
     batches = make_train_batches(
         images.train,
         images.labels,
         images.rows["train"],
-        views=task.views,
+        views=stage.views,
         image_size=images.image_size,
         batch_size=settings.batch_size,
-        seed=task.seed,
+        seed=stage.seed,
         start_step=first_step,
         num_steps=total_steps,
         row_weights=task.row_weights,
@@ -169,7 +152,7 @@ def fit(
         directory / "scalars",
         first_step=first_step,
         total_steps=total_steps,
-        profile_steps=profile_steps,
+        profile_steps=config.profile_steps,
     )
     if not first_step:
         progress.parameters(task.variables)
@@ -187,7 +170,7 @@ def fit(
             progress.step(step)
             pending.append(metrics)
             ends_epoch = step % steps_per_epoch == 0
-            looks = ends_epoch or step % log_every_steps == 0
+            looks = ends_epoch or step % config.log_every_steps == 0
             # Several processes have to wait for each other to agree.
             asks = looks or jax.process_count() == 1
             stop = asks and parallel.any_process(stop_requested())
@@ -206,11 +189,11 @@ def fit(
                 progress.scalars(step, found)
                 progress.line(_describe(name, history[-1], settings))
                 # A checkpoint from before the rounding is not to be chosen.
-                if step > float_steps or not task.qat_epochs:
+                if step > float_steps or not stage.qat_epochs:
                     selection = validated
             if ends_epoch or stop:
                 told = {"history": history, "epoch_so_far": done}
-                checkpoints.save(step, state, told, metrics=selection)
+                checkpoint.save_state(checkpoints, step, state, told, metrics=selection)
             if stop and step < total_steps:
                 raise Stopped(
                     f"{name}: stopped at step {step} of {total_steps} and saved in"
@@ -220,17 +203,14 @@ def fit(
                 on_epoch(history)
     best_step = checkpoints.best_step()
     assert best_step is not None, "the last epoch always saves its metrics"
-    best, _ = checkpoints.restore(best_step, template)
+    best, _ = checkpoint.restore_state(checkpoints, best_step, template)
     checkpoints.close()
     seconds = time.monotonic() - began
     return FitResult(best.evaluated, history, best_step, seconds)
 
 
 def _fetch(
-    pending: Sequence[steps.Metrics],
-    name: str,
-    step: int,
-    checkpoints: checkpoint.Checkpoints,
+    pending: Sequence[steps.Metrics], name: str, step: int, checkpoints: Any
 ) -> list[dict[str, float]]:
     """Fetch the metrics of the steps since the last look; stop if one is not finite."""
     host = [

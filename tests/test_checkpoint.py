@@ -7,11 +7,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from mela_jax import checkpoint
@@ -40,16 +42,24 @@ def template() -> TrainState:
     )
 
 
-def open_checkpoints(folder: Path) -> checkpoint.Checkpoints:
+def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
     """Open the checkpoints that are selected by ROC-AUC."""
-    return checkpoint.Checkpoints(folder, select_by="roc_auc")
+    return checkpoint.open_checkpoints(folder, select_by="roc_auc")
 
 
-def save(checkpoints: checkpoint.Checkpoints, step: int, roc_auc: float | None):
+def save(checkpoints: ocp.CheckpointManager, step: int, roc_auc: float | None):
     """Save the state after a step, with a metric or, in mid-epoch, without."""
     # The other metric goes the other way: only the named one may decide.
     metrics = None if roc_auc is None else {"roc_auc": roc_auc, "pr_auc": 1 - roc_auc}
-    checkpoints.save(step, state_after(step), {"losses": [0.5, step]}, metrics=metrics)
+    progress = {"losses": [0.5, step]}
+    checkpoint.save_state(
+        checkpoints, step, state_after(step), progress, metrics=metrics
+    )
+
+
+def latest(checkpoints: ocp.CheckpointManager) -> Any:
+    """Return state and progress of the latest checkpoint."""
+    return checkpoint.restore_state(checkpoints, checkpoints.latest_step(), template())
 
 
 def kept(folder: Path) -> set[int]:
@@ -71,18 +81,15 @@ def test_a_restored_checkpoint_is_what_was_saved(tmp_path: Path):
     assert checkpoints.best_step() is None
     awkward = 0.1 + 0.2  # a float that survives JSON only with all its digits
     history = [{"epoch": 1, "val/loss": awkward}]
-    checkpoints.save(
-        7,
-        state_after(7),
-        {"history": history, "losses": [awkward]},
-        metrics={"roc_auc": 0.5},
-    )
+    progress = {"history": history, "losses": [awkward]}
+    metrics = {"roc_auc": 0.5}
+    checkpoint.save_state(checkpoints, 7, state_after(7), progress, metrics=metrics)
     checkpoints.close()
     again = open_checkpoints(tmp_path)
-    state, progress = again.restore_latest(template())
+    state, found = latest(again)
     again.close()
     assert_equal(state, state_after(7))
-    assert progress == {"history": history, "losses": [awkward]}
+    assert found == progress
 
 
 def test_the_latest_and_the_best_are_kept_and_no_other(tmp_path: Path):
@@ -91,11 +98,11 @@ def test_the_latest_and_the_best_are_kept_and_no_other(tmp_path: Path):
         save(checkpoints, step, roc_auc)
     assert kept(tmp_path) == {2, 4}
     assert (checkpoints.best_step(), checkpoints.latest_step()) == (2, 4)
-    best, _ = checkpoints.restore_best(template())
-    latest, _ = checkpoints.restore_latest(template())
+    best, _ = checkpoint.restore_state(checkpoints, 2, template())
+    last, _ = latest(checkpoints)
     checkpoints.close()
     assert_equal(best, state_after(2))
-    assert_equal(latest, state_after(4))
+    assert_equal(last, state_after(4))
 
 
 def test_a_save_between_validations_drops_neither_the_best_nor_becomes_it(
@@ -136,7 +143,7 @@ def test_an_unfinished_write_is_passed_over(tmp_path: Path):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     again = open_checkpoints(tmp_path)
     assert (again.best_step(), again.latest_step()) == (1, 1)
-    state, _ = again.restore_latest(template())
+    state, _ = latest(again)
     assert_equal(state, state_after(1))
     # The step that was cut off is done and saved again.
     save(again, 2, 0.95)
@@ -171,7 +178,7 @@ def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(tmp_path: 
     checkpoints = open_checkpoints(tmp_path)
     assert (checkpoints.best_step(), checkpoints.latest_step()) == (1, 1)
     save(checkpoints, 2, 0.9)
-    state, _ = checkpoints.restore_latest(template())
+    state, _ = latest(checkpoints)
     checkpoints.close()
     assert_equal(state, state_after(2))
 
@@ -192,7 +199,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path):
     save(checkpoints, 1, 0.9)
     damage(tmp_path / "1")
     with pytest.raises(UserError, match=r"/1: the checkpoint cannot be read .* delete"):
-        checkpoints.restore_latest(template())
+        latest(checkpoints)
     checkpoints.close()
 
 
@@ -234,7 +241,8 @@ def fill_the_disk_while_saving(how: str, folder: Path) -> subprocess.CompletedPr
 
 def test_a_full_disk_is_said_and_the_checkpoint_before_stays(tmp_path: Path):
     done = fill_the_disk_while_saving(
-        "checkpoints.save(2, state_after(2).replace(variables=big), {},"
+        "checkpoint.save_state(checkpoints, 2,"
+        " state_after(2).replace(variables=big), {},"
         " metrics={'roc_auc': 0.9})",
         tmp_path,
     )
@@ -243,7 +251,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stays(tmp_path: Path):
     assert "make room or choose another --workdir" in done.stdout
     checkpoints = open_checkpoints(tmp_path)
     assert checkpoints.latest_step() == 1
-    state, _ = checkpoints.restore_latest(template())
+    state, _ = latest(checkpoints)
     checkpoints.close()
     assert_equal(state, state_after(1))
 
@@ -265,6 +273,15 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path):
         checkpoint.save_model(blocked / "model", state_after(1).variables, {})
 
 
+def load(folder: Path, wanted: Any = None) -> Any:
+    """Return the variables of a model."""
+    description = checkpoint.read_description(folder)
+    assert description is not None
+    return checkpoint.load_variables(
+        folder, wanted or template().variables, expected=description["fingerprint"]
+    )
+
+
 def test_a_model_is_read_as_it_was_written(tmp_path: Path):
     variables = state_after(5).variables
     assert checkpoint.read_description(tmp_path / "model") is None
@@ -275,14 +292,14 @@ def test_a_model_is_read_as_it_was_written(tmp_path: Path):
         "n": 3,
         "fingerprint": checkpoint.fingerprint(variables),
     }
-    loaded = checkpoint.load_variables(tmp_path / "model", template().variables)
+    loaded = load(tmp_path / "model")
     assert_equal(loaded, variables)
 
 
 def test_a_model_is_replaced_by_saving_again(tmp_path: Path):
     for step in (1, 2):
         checkpoint.save_model(tmp_path, state_after(step).variables, {"step": step})
-    loaded = checkpoint.load_variables(tmp_path, template().variables)
+    loaded = load(tmp_path)
     assert_equal(loaded, state_after(2).variables)
 
 
@@ -290,7 +307,7 @@ def test_a_damaged_model_is_refused(tmp_path: Path):
     checkpoint.save_model(tmp_path, state_after(5).variables, {})
     damage(tmp_path / "variables")
     with pytest.raises(UserError, match="variables: the model cannot be read"):
-        checkpoint.load_variables(tmp_path, template().variables)
+        load(tmp_path)
 
 
 def test_a_model_of_another_architecture_is_refused(tmp_path: Path):
@@ -298,7 +315,7 @@ def test_a_model_of_another_architecture_is_refused(tmp_path: Path):
     wanted = template().variables
     wanted["params"]["another"] = wanted["params"].pop("bias")
     with pytest.raises(UserError, match="the model cannot be read"):
-        checkpoint.load_variables(tmp_path, wanted)
+        load(tmp_path, wanted)
 
 
 def test_values_that_training_did_not_write_are_refused(tmp_path: Path):
@@ -308,7 +325,7 @@ def test_values_that_training_did_not_write_are_refused(tmp_path: Path):
     shutil.rmtree(tmp_path / "a" / "variables")
     shutil.copytree(tmp_path / "b" / "variables", tmp_path / "a" / "variables")
     with pytest.raises(UserError, match="fingerprint differs from model.json"):
-        checkpoint.load_variables(tmp_path / "a", template().variables)
+        load(tmp_path / "a")
 
 
 def test_a_model_json_that_is_no_json_is_refused_by_name(tmp_path: Path):

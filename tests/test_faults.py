@@ -18,6 +18,7 @@ from mela_jax import config as mela_config
 from mela_jax.data.views import Views
 from mela_jax.errors import UserError
 from mela_jax.images import Images, load_images
+from mela_jax.plan import Context, make_plan
 from mela_jax.saved_models import load_model
 from mela_jax.train import FitResult
 from tests import tiny
@@ -387,7 +388,8 @@ def test_a_stage_that_cannot_run_is_found_before_the_teacher_trains(
     images = Images(nothing, nothing, labels, rows)
     with pytest.raises(UserError, match=message):
         stages.obtain_all(
-            stages.plan(config), config, tmp_path, [], images, parallel.make_mesh()
+            make_plan(config),
+            Context(config, tmp_path, [], images, parallel.make_mesh()),
         )
     assert not any(tmp_path.iterdir())
 
@@ -400,7 +402,7 @@ def test_loss_that_is_not_finite_stops_before_the_first_checkpoint(tmp_path: Pat
 
 def test_loss_that_is_not_finite_keeps_and_names_the_last_checkpoint(tmp_path: Path):
     fit_tiny(tmp_path, epochs=1)
-    kept = tmp_path / "checkpoints" / "2"
+    kept = tmp_path / "student" / "checkpoints" / "2"
     before = sorted(p.relative_to(kept) for p in kept.rglob("*"))
     with pytest.raises(UserError, match="not finite") as caught:
         fit_tiny(tmp_path, learning_rate=1e30, clip_norm=0.0, epochs=3)

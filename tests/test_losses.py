@@ -11,6 +11,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from mela_jax import losses
 from mela_jax.errors import UserError
+from tests import tiny
 
 LOGITS = np.concatenate([np.linspace(-12, 12, 49), [-0.01, 0.01]]).astype(np.float32)
 LOGITS = np.concatenate([LOGITS, LOGITS])
@@ -285,29 +286,18 @@ def test_no_weights_are_none_and_a_class_without_images_cannot_be_balanced():
         weights(counts=np.array([3, 0, 4]), multiplier=1.0)
 
 
-def hard_loss(**changes):
+def hard_loss(**fields):
     """Return a loss of two classes with 60 and 20 images."""
-    options = {
-        "counts": np.array([60, 20]),
-        "melanoma": 1,
-        "weighting": "none",
-        "melanoma_weight": 1.0,
-        "label_smoothing": 0.0,
-        "focal_gamma": 2.0,
-        "focal_alpha": None,
-    }
-    return losses.make_hard_loss(
-        changes.pop("name", "cross_entropy"), **options | changes
-    )
+    return tiny.hard_loss(counts=(60, 20), **fields)
 
 
 def test_make_hard_loss_fills_in_the_numbers():
     z = LOGITS[:, None]
     found = {
         "plain": hard_loss(),
-        "balanced": hard_loss(weighting="balanced"),
+        "balanced": hard_loss(class_weights="balanced"),
         "smoothed": hard_loss(label_smoothing=0.1),
-        "focal": hard_loss(name="focal", focal_gamma=4.0, focal_alpha=0.3),
+        "focal": hard_loss(loss="focal", focal_gamma=4.0, focal_alpha=0.3),
     }
     expected = {
         "plain": losses.cross_entropy(z, LABELS),
@@ -322,8 +312,8 @@ def test_make_hard_loss_fills_in_the_numbers():
 def test_both_normalisations_of_a_weighted_batch():
     """Of z = 0, y = (0, 1), weights 1 : 3: ln 2 by PyTorch, 2 ln 2 as a plain mean."""
     z, y = jnp.zeros((2, 2)), jnp.array([0, 1])
-    plain = hard_loss(weighting="balanced")
-    by_weight = hard_loss(weighting="balanced_batch")
+    plain = hard_loss(class_weights="balanced")
+    by_weight = hard_loss(class_weights="balanced_batch")
     # The plain mean of w l is 1.386294 with weights 1 and 3; the mean of these is 1
     # over the training images, of which three in four are of class 0: a factor of 2/3.
     assert float(plain(z, y).mean()) == pytest.approx(1.386294 * 2 / 3, abs=1e-6)

@@ -23,6 +23,7 @@ from mela_jax.data.load import load_records
 from mela_jax.errors import UserError
 from mela_jax.evaluation.calibration import read_calibration
 from mela_jax.images import load_images, split_records
+from mela_jax.plan import Context, make_plan
 from tests.events import read_events
 from tests.job import Finished, Job
 
@@ -361,9 +362,8 @@ def obtain_teacher(job: Job, workdir: Path, *, split_seed: int, checkpoint: Path
     config.data.split_seed = split_seed
     config.teacher.checkpoint = str(checkpoint)
     records, images = load_images(config, workdir)
-    planned = stages.plan(config)[:1]
-    mesh = parallel.make_mesh()
-    return stages.obtain_all(planned, config, workdir, records, images, mesh)["teacher"]
+    context = Context(config, workdir, records, images, parallel.make_mesh())
+    return stages.obtain_all(make_plan(config)[:1], context)["teacher"]
 
 
 @pytest.mark.parametrize("folder", [".", "teacher"])

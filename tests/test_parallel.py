@@ -208,7 +208,7 @@ def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path):
         # The teacher's kept logits: computed by both, read again from the main one.
         np.testing.assert_allclose(f["first"], logits, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(f["again"], f["first"])
-    assert len(list((tmp_path / "0.kept").glob("*.npz"))) == 2
+    assert len(list((tmp_path / "0.kept").rglob("*.npz"))) == 2
     assert not (tmp_path / "1.kept").exists()
 
 

@@ -16,12 +16,11 @@ from mela_jax import checkpoint, optim, parallel, steps
 from mela_jax.data.views import augment_batch, draw_views
 from mela_jax.distill.logits import tempered_kl
 from mela_jax.distill.teachers import Teacher, Teachers
-from mela_jax.distill.terms import Shapes, Term
+from mela_jax.distill.terms import Term
 from mela_jax.models.convolution import plain_convolutions
 from mela_jax.models.outputs import LAST_MAP, Outputs
 from mela_jax.models.zoo import create_model
 from mela_jax.state import Variables, create_state
-from mela_jax.tasks import answer_shapes
 from tests import tiny
 from tests.views import MILD
 
@@ -417,15 +416,10 @@ def test_in_bfloat16_the_real_step_keeps_its_state_and_its_losses_in_float32():
     def initial(model: nn.Module) -> Variables:
         return jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
 
-    shapes = Shapes(
-        answer_shapes(student, initial(student), 32),
-        (answer_shapes(teacher, initial(teacher), 32),),
-        AXIS,
-    )
     step = steps.make_train_step(
         student,
         optimizer,
-        tiny.distill_terms(shapes),
+        tiny.distill_terms(tiny.shapes_of(student, teacher)),
         Teachers([Teacher(teacher, initial(teacher))]),
         ema_decay=0.9,
         seed=0,

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from mela_jax import parallel, stages, steps, teacher_cache
+from mela_jax import parallel, steps, teacher_cache
 from mela_jax.data import input_pipeline
 from mela_jax.data.input_pipeline import make_train_batches
 from mela_jax.data.views import Views
@@ -23,6 +23,8 @@ from mela_jax.distill.teachers import Teacher as TeacherModel
 from mela_jax.distill.teachers import Teachers
 from mela_jax.errors import Stopped, UserError
 from mela_jax.images import Images
+from mela_jax.plan import count_views
+from mela_jax.saved_models import Model, make_scorer
 from mela_jax.state import Variables
 from mela_jax.teacher_cache import read_view, write_view
 from mela_jax.train import FitResult
@@ -46,9 +48,7 @@ class Teacher:
             self.mesh, tiny.initial(self.network, seed=seed)
         )
         self.calls = 0
-        self._step = parallel.map_eval_step(
-            steps.make_eval_step(self.network), self.mesh
-        )
+        self._step = make_scorer(self.network, self.mesh)
 
     def eval_step(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Count and score."""
@@ -69,14 +69,27 @@ def teacher(shared_teacher: Teacher) -> Teacher:
     return shared_teacher
 
 
-def logits_of(teacher: Teacher, directory: Path, **changes: Any) -> np.ndarray:
+def logits_of(
+    teacher: Teacher,
+    directory: Path,
+    *,
+    eval_step: Callable[..., jax.Array] | None = None,
+    variables: Variables | None = None,
+    description: dict[str, Any] = tiny.DESCRIPTION,
+    **changes: Any,
+) -> np.ndarray:
     """Return the logits of two views: 5 batches each where they are not on disk."""
-    options = {"eval_step": teacher.eval_step, "variables": teacher.variables}
-    return tiny.kept_logits(teacher.mesh, directory, **options | changes)
+    model = Model(
+        teacher.network,
+        eval_step or teacher.eval_step,
+        variables or teacher.variables,
+        description,
+    )
+    return tiny.kept_logits(teacher.mesh, directory, teacher=model, **changes)
 
 
 def files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*.npz"))
+    return sorted((directory / "teacher_logits").glob("*.npz"))
 
 
 @pytest.mark.parametrize("on_device", [False, True])
@@ -149,9 +162,9 @@ def one_row_less() -> Images:
 
 
 STALE: dict[str, Callable[[], dict[str, Any]]] = {
-    "a pixel": lambda: {"images": one_pixel()},
-    "the rows": lambda: {"images": one_row_less()},
-    "image size": lambda: {"images": tiny.images(size=10)},
+    "a pixel": lambda: {"pictures": one_pixel()},
+    "the rows": lambda: {"pictures": one_row_less()},
+    "image size": lambda: {"pictures": tiny.images(size=10)},
     "renderer": lambda: {"views": Views(SETTINGS, on_device=True)},
     "views of an image": lambda: {"views": Views(SETTINGS, per_image=2)},
     "seed": lambda: {"seed": 5},
@@ -292,7 +305,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(
     teacher: Teacher, tmp_path: Path
 ):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/x: .*--config.data.cache_dir") as e:
+    with pytest.raises(UserError, match=r"file/x/.*: .*--config.data.cache_dir") as e:
         logits_of(teacher, tmp_path / "file" / "x")
     assert "\n" not in str(e.value) and teacher.calls == 0
 
@@ -510,7 +523,7 @@ def test_the_whole_job_killed_in_an_epoch_ends_as_with_the_teacher_in_the_step(
     done = job.run(tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr
     assert "student: goes on from step 2" in done.stderr
-    assert len(files(tmp_path / "cache" / "teacher_logits")) == 2
+    assert len(files(tmp_path / "cache")) == 2
     assert ", kept in " not in done.stderr
     assert done.stderr.count("teacher: logits of view") == 2
     for split in ("val", "test"):
@@ -530,8 +543,8 @@ def test_the_whole_job_killed_in_an_epoch_ends_as_with_the_teacher_in_the_step(
 
 def test_without_augmentation_one_view_is_kept(job: Job):
     config = job.config()
-    assert stages.count_views(config) == 0
+    assert count_views(config) == 0
     config.student.num_views = 3
-    assert stages.count_views(config) == 3
+    assert count_views(config) == 3
     config.augment.update(dataclasses.asdict(OFF))
-    assert stages.count_views(config) == 1
+    assert count_views(config) == 1

@@ -3,7 +3,6 @@
 Shared by the tests of the training step and by the processes that they start.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,17 @@ from mela_jax import config as mela_config
 from mela_jax import losses, optim, parallel, steps, train
 from mela_jax.data.views import AugmentSettings, Views
 from mela_jax.distill.teachers import Teacher, Teachers
-from mela_jax.distill.terms import (
-    Shapes,
-    Soft,
-    Term,
-    init_aux,
-    make_hard_term,
-    make_terms,
-)
+from mela_jax.distill.terms import Seen, Term, init_aux, make_hard_term, make_terms
 from mela_jax.images import Images
 from mela_jax.labels import LabelSpace
 from mela_jax.models.head import Classifier, Head
 from mela_jax.models.normalization import BatchNorm
 from mela_jax.models.outputs import LAST_MAP
+from mela_jax.plan import Context, Stage
+from mela_jax.saved_models import Model, initial_variables, make_scorer
 from mela_jax.state import TrainState, Variables, create_state
-from mela_jax.tasks import answer_shapes, make_validate
+from mela_jax.tasks import make_validate, shapes_seen
 from mela_jax.teacher_cache import cached_logits
-from mela_jax.train import FitResult, Schedule, Task
 
 IMAGE_SIZE = 8
 BATCH_SIZE = 16
@@ -95,9 +88,7 @@ def network(
 
 def initial(model: nn.Module, *, seed: int) -> Variables:
     """Return random variables on the host."""
-    image = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), jnp.float32)
-    init = jax.jit(lambda key: model.init(key, image, train=False))
-    return jax.device_get(init(jax.random.key(seed)))
+    return jax.device_get(initial_variables(model, IMAGE_SIZE, seed))
 
 
 def batch(step: int, *, classes: int = 2, views: int = 1) -> dict[str, np.ndarray]:
@@ -121,22 +112,38 @@ def images(*, size: int = IMAGE_SIZE) -> Images:
     )
 
 
-def kept_logits(mesh: parallel.Mesh, directory: Path, **changes: Any) -> np.ndarray:
-    """Return a teacher's logits of two views of the images, kept in a folder."""
-    teacher = network(axis_name=parallel.BATCH_AXIS)
-    options: dict[str, Any] = {
-        "eval_step": parallel.map_eval_step(steps.make_eval_step(teacher), mesh),
-        "variables": parallel.replicate(mesh, initial(teacher, seed=11)),
-        "description": DESCRIPTION,
-        "images": images(),
-        "views": VIEWS,
-        "seed": 4,
-        "num_views": 2,
-        "mesh": mesh,
-        "batch_size": 8,
-        "directory": directory,
-    }
-    return cached_logits(**options | changes)
+def context(
+    mesh: parallel.Mesh,
+    workdir: Path,
+    *,
+    pictures: Images | None = None,
+    **fields: Any,
+) -> Context:
+    """Return what a run in a folder works with; `fields` are of its configuration."""
+    config = mela_config.default()
+    config.update({"eval_batch_size": 8, **fields})
+    config.data.cache_dir = str(workdir)
+    return Context(config, workdir, [], pictures or images(), mesh)
+
+
+def kept_logits(
+    mesh: parallel.Mesh,
+    directory: Path,
+    *,
+    teacher: Model | None = None,
+    pictures: Images | None = None,
+    views: Views = VIEWS,
+    num_views: int = 2,
+    seed: int = 4,
+    batch_size: int = 8,
+) -> np.ndarray:
+    """Return a teacher's logits of some views of the images, kept in a folder."""
+    if teacher is None:
+        net = network(axis_name=parallel.BATCH_AXIS)
+        variables = parallel.replicate(mesh, initial(net, seed=11))
+        teacher = Model(net, make_scorer(net, mesh), variables, DESCRIPTION)
+    run = context(mesh, directory, pictures=pictures, eval_batch_size=batch_size)
+    return cached_logits(teacher, run, views, num_views=num_views, seed=seed)
 
 
 def share_of(
@@ -149,20 +156,11 @@ def share_of(
     }
 
 
-def hard_loss(**changes: Any) -> losses.LabelLoss:
-    """Return the cross-entropy of one logit, or what the changes make of it."""
-    options: dict[str, Any] = {
-        "name": "cross_entropy",
-        "counts": np.array([30, 10]),
-        "melanoma": 1,
-        "weighting": "none",
-        "melanoma_weight": 1.0,
-        "label_smoothing": 0.0,
-        "focal_gamma": 2.0,
-        "focal_alpha": None,
-    }
-    options |= changes
-    return losses.make_hard_loss(options.pop("name"), **options)
+def hard_loss(*, counts: tuple[int, ...] = (30, 10), **fields: Any) -> losses.LabelLoss:
+    """Return the cross-entropy of one logit, or what fields of a stage make of it."""
+    settings = mela_config.default().student
+    settings.update(fields)
+    return losses.make_hard_loss(settings, counts=np.array(counts), melanoma=1)
 
 
 def hard_terms() -> tuple[Term, ...]:
@@ -180,33 +178,23 @@ def teachers(mesh: parallel.Mesh, *networks: nn.Module, seed: int = 11) -> Teach
     )
 
 
-def shapes_of(student: nn.Module, *teachers: nn.Module) -> Shapes:
-    """Return the shapes of what networks answer."""
-    answers = [
-        answer_shapes(
-            each, jax.eval_shape(lambda e=each: initial(e, seed=0)), IMAGE_SIZE
-        )
-        for each in (student, *teachers)
-    ]
-    return Shapes(answers[0], tuple(answers[1:]), parallel.BATCH_AXIS)
+def shapes_of(student: nn.Module, *teachers: nn.Module) -> Seen:
+    """Return the shapes of what terms will see."""
+    return shapes_seen(student, teachers, IMAGE_SIZE)
 
 
 def distill_terms(
-    shapes: Shapes,
+    shapes: Seen,
     *,
     alpha: float = 0.5,
     hard: losses.LabelLoss | None = None,
     **weights: float,
 ) -> tuple[Term, ...]:
     """Return the terms of learning from labels and teachers."""
-    number = len(shapes.teachers)
-    everything = {"logits": 1.0, "hint": 0.0, "distance": 0.0, "angle": 0.0}
+    distill = mela_config.default().distill
+    distill.update({"alpha": alpha, "temperature": TEMPERATURE, "weights": weights})
     return make_terms(
-        hard or hard_loss(),
-        alpha=alpha,
-        weights=everything | weights,
-        soft=Soft(TEMPERATURE, (1 / number,) * number, "probabilities"),
-        shapes=shapes,
+        hard or hard_loss(), distill, num_teachers=len(shapes.teachers), shapes=shapes
     )
 
 
@@ -216,7 +204,7 @@ def make_run(
     terms: tuple[Term, ...],
     teachers: Teachers | None = None,
     *,
-    shapes: Shapes | None = None,
+    shapes: Seen | None = None,
     ema_decay: float = 0.0,
     learning_rate: float = 1e-2,
     total_steps: int = 10,
@@ -241,15 +229,11 @@ def make_run(
     )
     if render:
         step = steps.render_views(step, image_size=IMAGE_SIZE)
-    one = {
-        "image": np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32),
-        "label": np.zeros(1, np.int32),
-    }
     state = create_state(
         initial(model, seed=SEED),
         optimizer,
         use_ema=ema_decay > 0,
-        aux=init_aux(terms, shapes, one, jax.random.key(SEED)) if shapes else {},
+        aux=init_aux(terms, shapes, jax.random.key(SEED)) if shapes else {},
     )
     return parallel.replicate(mesh, state), parallel.map_train_step(step, mesh)
 
@@ -276,7 +260,7 @@ def distil(
 
 def fit(
     mesh: parallel.Mesh,
-    directory: Path,
+    workdir: Path,
     *,
     pictures: Images | None = None,
     model: Classifier | None = None,
@@ -286,29 +270,18 @@ def fit(
     seed: int = 0,
     log_every_steps: int = 1,
     **changes: float,
-) -> FitResult:
-    """Train the network on noise; `changes` are fields of the schedule."""
-    config = mela_config.default()
-    config.eval_batch_size = 8
-    stage = config.student
-    stage.update({"epochs": 1, "batch_size": 16, "warmup_epochs": 0.0, **changes})
-    pictures = pictures or images()
+) -> train.FitResult:
+    """Train the network on noise; `changes` are fields of config.student."""
+    run = context(mesh, workdir, pictures=pictures, log_every_steps=log_every_steps)
+    settings = run.config.student
+    settings.update({"epochs": 1, "batch_size": 16, "warmup_epochs": 0.0, **changes})
     model = model or network(axis_name=parallel.BATCH_AXIS)
-    eval_step = parallel.map_eval_step(steps.make_eval_step(model), mesh)
-    task = Task(
-        name="student",
+    task = train.Task(
+        stage=Stage("student", "student", settings, seed, views),
         network=model,
         variables=initial(model, seed=0),
         terms=terms or hard_terms(),
         teachers=taught_by or Teachers(),
-        views=views,
-        validate=make_validate(eval_step, config, pictures, mesh),
+        validate=make_validate(make_scorer(model, mesh), run),
     )
-    fields = {field.name for field in dataclasses.fields(Schedule)}
-    schedule = Schedule(
-        **{name: value for name, value in stage.items() if name in fields},
-        seed=seed,
-        log_every_steps=log_every_steps,
-    )
-    schedule = dataclasses.replace(schedule, qat_epochs=0)
-    return train.fit(task, pictures, schedule, directory=directory, mesh=mesh)
+    return train.fit(task, run)

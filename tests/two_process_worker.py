@@ -58,10 +58,7 @@ def run_main(flags: list[str]) -> int:
         del name, rest
         return tiny.network(axis_name=bn_axis_name, dropout=dropout)
 
-    with (
-        mock.patch("mela_jax.tasks.create_model", create),
-        mock.patch("mela_jax.saved_models.create_model", create),
-    ):
+    with mock.patch("mela_jax.saved_models.create_model", create):
         return main.main(["main", *flags])
 
 

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from mela_jax.config import expand_user, unknown_field
 from mela_jax.errors import Stopped, UserError
-from mela_jax.log import set_up_logging
+from mela_jax.quiet import set_up_logging
 from mela_jax.study.spec import Study, check_study, load_study
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from mela_jax import config, parallel
 from mela_jax.distill.hints import Regressor, hint_loss
 from mela_jax.distill.relations import angle_loss, distance_loss
 from mela_jax.distill.teachers import Teachers
-from mela_jax.distill.terms import KINDS, Seen, check_needs, make_hard_term, make_terms
+from mela_jax.distill.terms import KINDS, Seen, check_needs, make_hard_term
 from mela_jax.errors import UserError
 from mela_jax.models.outputs import LAST_MAP, Outputs
 from tests import tiny
@@ -35,7 +35,7 @@ def run(method: str, num_devices: int, views: int = 1, weighting: str = "none") 
     student = tiny.network(axis_name=AXIS, num_logits=3)
     teacher = tiny.network(axis_name=AXIS, num_logits=3, channels=10)
     shapes = tiny.shapes_of(student, teacher)
-    hard = tiny.hard_loss(counts=np.array([9, 4, 27]), weighting=weighting)
+    hard = tiny.hard_loss(counts=(9, 4, 27), class_weights=weighting)
     terms = tiny.distill_terms(shapes, hard=hard, **METHODS[method])
     taught_by = tiny.teachers(mesh, teacher)
     state, step = tiny.make_run(mesh, student, terms, taught_by, shapes=shapes)
@@ -130,7 +130,7 @@ def test_the_gradient_is_that_of_the_whole_objective():
     history, states = run("rkd", 1)
     terms = tiny.distill_terms(
         tiny.shapes_of(student, teacher),
-        hard=tiny.hard_loss(counts=np.array([9, 4, 27])),
+        hard=tiny.hard_loss(counts=(9, 4, 27)),
         **METHODS["rkd"],
     )
 
@@ -267,7 +267,7 @@ def test_maps_of_another_size_are_refused_as_hints():
         maps={LAST_MAP: jax.ShapeDtypeStruct((1, 5, 5, 6), jnp.float32)}
     )
     with pytest.raises(UserError, match="4 x 4 .* 5 x 5"):
-        tiny.distill_terms(dataclasses.replace(shapes, teachers=(wide,)), hint=1.0)
+        tiny.distill_terms(shapes._replace(teachers=(wide,)), hint=1.0)
 
 
 def test_a_term_that_no_teacher_can_meet_is_refused_by_its_name():
@@ -283,14 +283,8 @@ def test_a_term_that_no_teacher_can_meet_is_refused_by_its_name():
 
 
 def test_without_a_teacher_labels_are_all_there_is():
-    student = tiny.network(axis_name=None)
-    terms = make_terms(
-        tiny.hard_loss(),
-        alpha=0.7,
-        weights={"logits": 0.2, "hint": 1.0, "distance": 1.0, "angle": 1.0},
-        soft=None,
-        shapes=tiny.shapes_of(student),
-    )
+    shapes = tiny.shapes_of(tiny.network(axis_name=None))
+    terms = tiny.distill_terms(shapes, alpha=0.7, hint=1.0, distance=1.0, angle=1.0)
     assert [(term.name, term.weight) for term in terms] == [("hard", 1.0)]
 
 
