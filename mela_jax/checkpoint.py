@@ -70,8 +70,7 @@ def save_state(
         checkpoints.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                progress=ocp.args.JsonSave(progress),
+                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
             ),
             metrics=metrics,
             force=True,

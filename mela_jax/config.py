@@ -2,8 +2,7 @@
 
 A file in `configs/` starts from `default()`, changes what its experiment needs and
 returns the result from `get_config()`; the command line overrides single fields with
-`--config.a.b=value`. `validate()` is the only judge of values. Nothing else reads a
-default.
+`--config.a.b=value`. `validate()` is the only judge of values.
 """
 
 import functools
@@ -409,14 +408,9 @@ def mistake_in_file(
 ) -> str | None:
     """Say in one line what a configuration or study file does wrong, and where.
 
-    Args:
-      error: what loading the file raised, or an error raised while handling that.
-      flag: the one that names the file.
-      module: the name under which the file was imported.
-      function: the one that the file must have.
-
-    Returns:
-      The line, or None where the error does not come from such a file.
+    None where the error, or one that it was raised while handling, does not come from
+    such a file: one that `flag` names, imported as `module`, which must have the
+    function.
     """
     if error is None:
         return None

@@ -56,8 +56,7 @@ class LabelSpace:
         """Return melanoma's log-odds [...] of logits [..., K], NumPy's or JAX's.
 
         With K = 1 the logit itself; with more, z_mel - logsumexp(z of the others), so
-        that its sigmoid is the softmax's share of melanoma. Finite for any finite
-        logits, and unchanged by a constant added to all of them.
+        that its sigmoid is the softmax's share of melanoma. Finite for finite logits.
 
         >>> float(LabelSpace(("nv", "mel"), 1).log_odds(np.array([0.0, 3.0])))
         3.0

@@ -31,11 +31,10 @@ _PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
 def set_up(*, cpu_devices: int, distributed: bool, compilation_cache: Path) -> None:
     """Prepare the devices; call before anything else touches JAX.
 
-    Args:
-      cpu_devices: virtual devices that share the CPU, where the CPU is used.
-      distributed: join the other processes of this run, found through the cluster's
-        environment or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
-      compilation_cache: folder where compiled functions are kept between runs.
+    `cpu_devices` are virtual ones that share a CPU. The other processes of a
+    distributed run are found through the cluster's environment or
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Compiled functions
+    are kept between runs in the folder `compilation_cache`.
 
     Raises:
       UserError: the other processes cannot be found or joined.

@@ -64,11 +64,7 @@ def _opened(config: ConfigDict, workdir: Path) -> Iterator[Context]:
 
 
 def check_guarantee(context: Context) -> None:
-    """Find out before any training that validation is too small for the guarantee.
-
-    Raises:
-      UserError: it is asked for and has too few melanoma lesions.
-    """
+    """Refuse, before any training, a guarantee that validation is too small for."""
     config = context.config
     if config.evaluation.threshold_policy != "guaranteed":
         return

@@ -30,7 +30,7 @@ class Stage:
     Attributes:
       name: of its folder: "teacher", "teacher_2", "student", "baseline".
       field: of the configuration, "teacher" or "student".
-      settings: config.teacher or config.student.
+      settings: that field: architecture, head, loss, and how long and fast it learns.
       seed: source of its weights, order, views and dropout.
       views: which views of the images it learns from.
       learns_from: names of the stages that teach it; none for labels alone.

@@ -20,16 +20,8 @@ from mela_jax.data.records import Record
 from mela_jax.errors import UserError
 
 _PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "tensorflow",
-    "scikit-learn",
-    "scipy",
-    "numpy",
-    "pillow",
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow"),
+    *("scikit-learn", "scipy", "numpy", "pillow"),
 )
 
 

@@ -123,7 +123,7 @@ def load_teacher(path: str, context: Context, *, field: str) -> Model:
             f"{source}: {table} is missing, so nothing shows that the teacher has not"
             " seen this run's test lesions"
         )
-    its_splits = {lesion: split for lesion, split in read_splits(table).values()}
+    its_splits = dict(read_splits(table).values())
     # Trained on what is validation or test here, or selected on what is test here.
     leaks = {("train", "val"), ("train", "test"), ("val", "test")}
     ours = {

@@ -38,16 +38,11 @@ def make_train_step(
     what each term contributes is known: its gradient by the maps of the body is there
     before the body, the expensive part, is differentiated once for all.
 
-    Args:
-      network: the one that learns.
-      optimizer: optax transformation.
-      terms: what is minimised is their weighted sum; only the network and the terms'
-        auxiliary modules are differentiated.
-      teachers: what the terms compare with; their variables are handed to the step.
-      ema_decay: decay of the moving average of the variables; unused without one.
-      seed: source of the dropout masks, with the step's number.
-      axis_name: mesh axis over which gradients and metrics are averaged.
-      fake_quantize: let the network feel the rounding of an int8 file.
+    What is minimised is the weighted sum of the terms, by the parameters of the network
+    and of the terms' auxiliary modules; the teachers' variables are handed to the step.
+    Dropout masks come of the seed and the step's number. Gradients and metrics are
+    averaged over the mesh axis `axis_name`. With `fake_quantize` the network feels the
+    rounding of an int8 file.
 
     The batch holds "image" float32[b, S, S, 3] in [0, 255], V views of an image after
     each other, and "label" int32[b / V], this device's rows. The metrics are float32[],

@@ -33,15 +33,10 @@ def make_task(
     eval_step: EvalStep,
     teachers: Mapping[str, Model],
 ) -> Task:
-    """Return what `train.fit` needs to know.
+    """Return what `train.fit` needs to know of a stage.
 
-    Args:
-      stage: the one that is trained.
-      context: of the run.
-      network: the one that learns.
-      variables: where its training starts.
-      eval_step: (variables, images on the devices) -> logits of it.
-      teachers: the models that it learns from, by name.
+    Its network starts from the variables and is scored by `eval_step`: (variables,
+    images on the devices) -> logits. `teachers` are the models it learns from, by name.
     """
     terms, shapes = make_stage_terms(
         stage, context, network, [model.network for model in teachers.values()]
@@ -77,10 +72,7 @@ def shapes_seen(
 
 
 def make_stage_terms(
-    stage: Stage,
-    context: Context,
-    student: nn.Module,
-    teachers: Sequence[nn.Module],
+    stage: Stage, context: Context, student: nn.Module, teachers: Sequence[nn.Module]
 ) -> tuple[tuple[Term, ...], Seen | None]:
     """Return what a stage learns by, and the shapes of what the terms will see.
 

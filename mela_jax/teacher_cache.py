@@ -53,12 +53,7 @@ def cached_logits(
     several runs that want a view at once, one computes it and the rest wait. Of several
     processes of a run, the main one reads and writes; all get the numbers.
 
-    Args:
-      teacher: a finished model.
-      context: of the run; the files are in its data.cache_dir.
-      views: which views the student sees.
-      num_views: how many of them are wanted.
-      seed: of the student's views.
+    `views` and `seed` are the student's. Files are kept in config.data.cache_dir.
 
     Returns:
       float32[num_views, N, K] for the N rows of the data set; NaN outside the training

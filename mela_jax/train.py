@@ -33,8 +33,7 @@ class Task:
     """What is to be learnt, and by what: all that `fit` knows of a method.
 
     Attributes:
-      stage: whose model it is: its name for logs, and how long and fast it learns. Of
-        `qat_epochs`, if any, the checkpoint is chosen.
+      stage: whose model it is, and how long and fast it learns.
       network: the one that learns; its batch norm averages over the mesh's axis.
       variables: where its training starts.
       terms: what is minimised is their weighted sum.
@@ -66,10 +65,7 @@ class FitResult:
 
 
 def fit(
-    task: Task,
-    context: Context,
-    *,
-    on_epoch: Callable[[History], None] | None = None,
+    task: Task, context: Context, *, on_epoch: Callable[[History], None] | None = None
 ) -> FitResult:
     """Train a model to its last epoch, from its latest checkpoint if there is any.
 

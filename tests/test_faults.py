@@ -1,6 +1,5 @@
 """When things go wrong: one clear line, a status that is not 0, and nothing lost."""
 
-import contextlib
 import json
 import os
 import re
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mela_jax import checkpoint, parallel, run_record, stages
 from mela_jax import config as mela_config
+from mela_jax import parallel, run_record, stages
 from mela_jax.data.views import Views
 from mela_jax.errors import UserError
 from mela_jax.images import Images, load_images
@@ -50,40 +49,40 @@ def assert_same_run(workdir: Path, finished: Path):
         assert found[key] == wanted[key]
 
 
-# Command lines. Each of these is answered before TensorFlow and JAX are imported.
+# Command lines. Most of these are answered before TensorFlow and JAX are imported.
+
+FIELDS = "the fields are:"
 
 
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
         (
-            ["--config.student.epoch=3"],
-            [
-                "'epoch' (did you mean 'epochs'?)",
-                "the fields are:",
-                "student.epochs",
-                "data.val_fraction",
-            ],
+            "--config.student.epoch=3",
+            ["'epoch' (did you mean 'epochs'?)", FIELDS, "data.val_fraction"],
         ),
-        (["--config.colour=red"], ["'colour'", "the fields are:"]),
+        ("--config.colour=red", ["'colour'", FIELDS, "student.epochs"]),
         (
-            ["--config.students.epochs=3"],
-            ["'students' (did you mean 'student'?)", "the fields are:"],
+            "--config.students.epochs=3",
+            ["'students' (did you mean 'student'?)", FIELDS],
         ),
-        (["--config.student.optimizer.beta=0.9"], ["'optimizer'", "the fields are:"]),
-        (["--config.student.epochs=many"], ["student.epochs", "many", "int"]),
-        (["--config.baseline=perhaps"], ["baseline", "perhaps"]),
-        (["--workdri=runs/x"], ["workdri"]),
-        (["data.name=csv"], ["'data.name=csv'", "--config.field=value"]),
-        (["--workdir="], ["--workdir is missing"]),
-        (["--config=configs/none.py"], ["configs/none.py", "No such file"]),
-        (["--config="], ["config file is an empty string"]),
+        ("--config.student.optimizer.beta=0.9", ["'optimizer'", FIELDS]),
+        ("--config.student.epochs=many", ["student.epochs", "many", "int"]),
+        ("--config.baseline=perhaps", ["baseline", "perhaps"]),
+        ("--workdri=runs/x", ["workdri"]),
+        ("data.name=csv", ["'data.name=csv'", "--config.field=value"]),
+        ("--workdir=", ["--workdir is missing"]),
+        ("--config=configs/none.py", ["configs/none.py", "No such file"]),
+        ("--config=configs", ["Is a directory"]),
+        ("--config=", ["config file is an empty string"]),
+        (
+            "--config.student.model=vgg",
+            ["model='vgg'", "resnet50", "mobilenet_v3_small", "efficientnet_lite2"],
+        ),
     ],
 )
-def test_wrong_command_line(
-    job: Job, tmp_path: Path, words: list[str], wanted: list[str]
-):
-    line = job.run(tmp_path / "run", *words).error_line()
+def test_wrong_command_line(job: Job, tmp_path: Path, words: str, wanted: list[str]):
+    line = job.run(tmp_path / "run", words).error_line()
     for text in wanted:
         assert text in line
     assert not (tmp_path / "run").exists()
@@ -131,21 +130,6 @@ def test_a_mistake_in_the_config_file_is_named_with_its_line(
         assert "correct that line" in complaint
     for words in wanted:
         assert words in complaint
-    assert not (tmp_path / "run").exists()
-
-
-def test_config_file_that_cannot_be_opened(job: Job, tmp_path: Path):
-    done = job.run_module(
-        "mela_jax.main", f"--config={tmp_path}", f"--workdir={tmp_path / 'run'}"
-    )
-    assert "Is a directory" in done.error_line()
-
-
-def test_unknown_model_lists_the_models(job: Job, tmp_path: Path):
-    line = job.run(tmp_path / "run", "--config.student.model=vgg").error_line()
-    assert "config.student.model='vgg'" in line
-    for name in ("resnet50", "mobilenet_v3_small", "efficientnet_lite2"):
-        assert name in line
     assert not (tmp_path / "run").exists()
 
 
@@ -204,6 +188,9 @@ def test_value_out_of_range(field: str, value: object, wanted: str):
         ),
         ({"student.views_per_image": 4, "student.num_views": 6}, "num_views=6"),
         ({"student.qat": True, "student.model": "resnet50"}, "mobilenet_v3_small"),
+        ({"student.qat": True, "student.epochs": 3}, "at most 3"),
+        ({"data.fold": 1, "data.splits_file": "x"}, "not both"),
+        ({"baseline": True, "distill.enabled": False}, "enabled=False"),
         (
             {
                 "distill.extra_teachers": ("runs/a", "runs/b"),
@@ -257,15 +244,19 @@ def refusal(job: Job, tmp_path: Path, **data: object) -> str:
     return str(caught.value)
 
 
-def test_data_folder_is_not_given(job: Job, tmp_path: Path):
-    assert "--config.data.dir=PATH" in refusal(job, tmp_path, dir="")
-
-
-@pytest.mark.parametrize("name", ["ham10000", "csv"])
-def test_empty_data_folder(job: Job, tmp_path: Path, name: str):
-    (tmp_path / "empty").mkdir()
-    line = refusal(job, tmp_path, name=name, dir=tmp_path / "empty")
-    assert str(tmp_path / "empty") in line
+@pytest.mark.parametrize(
+    ("name", "folder", "wanted"),
+    [
+        ("phantom", "", "--config.data.dir=PATH"),
+        ("ham10000", ".", ""),
+        ("csv", ".", ""),
+    ],
+)
+def test_a_data_folder_that_is_empty_or_not_given(
+    job: Job, tmp_path: Path, name: str, folder: str, wanted: str
+):
+    given = folder and tmp_path
+    assert (wanted or str(tmp_path)) in refusal(job, tmp_path, name=name, dir=given)
 
 
 def write_images(folder: Path, labels: Sequence[int]) -> list[str]:
@@ -279,15 +270,18 @@ def write_images(folder: Path, labels: Sequence[int]) -> list[str]:
     return names
 
 
-def test_truncated_and_foreign_files_are_named(job: Job, tmp_path: Path):
+def test_files_that_are_damaged_or_missing_are_named(job: Job, tmp_path: Path):
     names = write_images(tmp_path / "data", [0, 1] * 10)
-    whole = (tmp_path / "data" / names[3]).read_bytes()
-    (tmp_path / "data" / names[3]).write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "data" / names[8]).write_text("not an image")
+    cut, foreign, missing = (tmp_path / "data" / names[i] for i in (3, 8, 5))
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    foreign.write_text("not an image")
     line = refusal(job, tmp_path, name="csv", dir=tmp_path / "data")
     assert "2 of 20 images cannot be read" in line
-    assert names[3] in line and names[8] in line
+    assert cut.name in line and foreign.name in line
     assert "--config.data.on_bad_image=skip" in line
+    missing.unlink()
+    line = refusal(job, tmp_path, name="csv", dir=tmp_path / "data")
+    assert "1 of 20 images are not there" in line and missing.name in line
 
 
 def test_bad_images_can_be_skipped_and_are_counted(
@@ -309,13 +303,6 @@ def test_bad_images_can_be_skipped_and_are_counted(
     assert "left out 1 of 20 images" in caplog.text
     assert names[3] in caplog.text
     assert read_json(tmp_path / "run" / "config.json")["data"]["images"] == 19
-
-
-def test_image_that_the_table_names_is_missing(job: Job, tmp_path: Path):
-    names = write_images(tmp_path / "data", [0, 1] * 10)
-    (tmp_path / "data" / names[5]).unlink()
-    line = refusal(job, tmp_path, name="csv", dir=tmp_path / "data")
-    assert "1 of 20 images are not there" in line and names[5] in line
 
 
 def test_unknown_diagnosis(job: Job, tmp_path: Path):
@@ -394,18 +381,16 @@ def test_a_stage_that_cannot_run_is_found_before_the_teacher_trains(
     assert not any(tmp_path.iterdir())
 
 
-def test_loss_that_is_not_finite_stops_before_the_first_checkpoint(tmp_path: Path):
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path: Path):
+    broken = {"learning_rate": 1e30, "clip_norm": 0.0, "epochs": 3}
     with pytest.raises(UserError, match="not finite.* at step .*no checkpoint") as e:
-        fit_tiny(tmp_path, learning_rate=1e30, clip_norm=0.0, epochs=3)
+        fit_tiny(tmp_path / "a", **broken)
     assert "config.student.learning_rate" in str(e.value)
-
-
-def test_loss_that_is_not_finite_keeps_and_names_the_last_checkpoint(tmp_path: Path):
-    fit_tiny(tmp_path, epochs=1)
-    kept = tmp_path / "student" / "checkpoints" / "2"
+    fit_tiny(tmp_path / "b", epochs=1)
+    kept = tmp_path / "b" / "student" / "checkpoints" / "2"
     before = sorted(p.relative_to(kept) for p in kept.rglob("*"))
     with pytest.raises(UserError, match="not finite") as caught:
-        fit_tiny(tmp_path, learning_rate=1e30, clip_norm=0.0, epochs=3)
+        fit_tiny(tmp_path / "b", **broken)
     assert f"the last good checkpoint is {kept}" in str(caught.value)
     assert sorted(p.relative_to(kept) for p in kept.rglob("*")) == before
     assert [p.name for p in kept.parent.iterdir()] == ["2"]
@@ -554,17 +539,6 @@ def test_workdir_that_is_a_file_is_refused(tmp_path: Path):
         pass
 
 
-@pytest.mark.parametrize("keep", [0, 100])
-def test_torn_config_json_is_refused(
-    job: Job, finished: Path, tmp_path: Path, keep: int
-):
-    torn = (finished / "config.json").read_bytes()[:keep]
-    (tmp_path / "config.json").write_bytes(torn)
-    with pytest.raises(UserError, match="config.json: is damaged .* --workdir"):
-        load(job, tmp_path)
-    assert (tmp_path / "config.json").read_bytes() == torn
-
-
 @pytest.fixture
 def student(finished: Path, tmp_path: Path) -> Path:
     """Return a copy of the finished student's folder, to be damaged."""
@@ -594,11 +568,7 @@ def cut_in_half(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def remove_all(folder: Path) -> None:
-    shutil.rmtree(folder)
-
-
-@pytest.mark.parametrize("damage", [flip_a_byte, cut_in_half, remove_all])
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_in_half, shutil.rmtree])
 def test_damaged_variables_are_refused(student: Path, damage):
     damage(student / "variables")
     with pytest.raises(UserError) as caught:
@@ -607,18 +577,10 @@ def test_damaged_variables_are_refused(student: Path, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_torn_model_json_is_refused(student: Path):
-    content = (student / "model.json").read_text()
-    (student / "model.json").write_text(content[: len(content) // 2])
-    with pytest.raises(UserError, match="model.json: cannot be read .* delete"):
-        checkpoint.read_description(student)
-
-
 def test_damaged_student_stops_the_job_with_one_line(job: Job, finished: Path):
     workdir = job.root / "damaged"
     shutil.copytree(finished, workdir)
-    with contextlib.suppress(FileNotFoundError):
-        (workdir / "report" / "metrics.json").unlink()
+    (workdir / "report" / "metrics.json").unlink()
     flip_a_byte(workdir / "student" / "variables")
     line = job.run(workdir).error_line()
     assert str(workdir / "student" / "variables") in line

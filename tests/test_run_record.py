@@ -37,7 +37,9 @@ def test_another_configuration_or_other_data_are_refused(tmp_path):
         run_record.claim(tmp_path, config, RECORDS)
 
 
-def test_a_damaged_record_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"config": {')
-    with pytest.raises(UserError, match="config.json: is damaged"):
+@pytest.mark.parametrize("torn", ["", '{"config": {', "{}"])
+def test_a_damaged_record_is_refused_and_left_as_it_is(tmp_path, torn):
+    (tmp_path / "config.json").write_text(torn)
+    with pytest.raises(UserError, match="config.json: is damaged .* --workdir"):
         run_record.claim(tmp_path, default(), RECORDS)
+    assert (tmp_path / "config.json").read_text() == torn

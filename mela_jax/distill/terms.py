@@ -165,12 +165,8 @@ def make_terms(
     over the kinds of `KINDS`. A kind of weight 0 is left out; labels and soft targets
     are not, so that their share of the gradient is logged as 0.
 
-    Args:
-      hard: the loss on labels.
-      distill: config.distill.
-      num_teachers: how many there are.
-      shapes: `jax.ShapeDtypeStruct`s of what the terms will see, for one image; None
-        where no kind has a weight.
+    `distill` is config.distill; `shapes` are `jax.ShapeDtypeStruct`s of what the terms
+    will see of one image, None where no kind has a weight.
 
     Raises:
       UserError: a term that cannot be computed with these networks.
@@ -221,21 +217,21 @@ def init_aux(
     """
     seen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def variables_of(aux: nn.Module, term: Term, key: jax.Array) -> Any:
+    def variables_of(term: Term, key: jax.Array) -> Any:
         found: dict[str, Any] = {}
 
         def apply(*args: jax.Array) -> Any:
-            outputs, variables = aux.init_with_output(key, *args, train=False)
+            assert term.aux is not None
+            outputs, variables = term.aux.init_with_output(key, *args, train=False)
             found.update(variables)
             return outputs
 
         term.loss(seen, apply)
         return found
 
+    init = jax.jit(variables_of, static_argnums=0)
     return {
-        term.name: jax.jit(variables_of, static_argnums=(0, 1))(
-            term.aux, term, jax.random.fold_in(key, number)
-        )
+        term.name: init(term, jax.random.fold_in(key, number))
         for number, term in enumerate(terms)
         if term.aux is not None
     }
