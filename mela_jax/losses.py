@@ -105,10 +105,10 @@ def class_weights(
 ) -> tuple[float, ...] | None:
     """Return the weight of each class, or None where all are 1.
 
-    The kinds "balanced" and "balanced_batch" weight in proportion to 1 / count, `counts`
-    int[C] being the training images of each class. The weight of `melanoma`, an index,
-    is multiplied. Their mean over the training images is 1, so that the size of the
-    loss stays what it is without them: N / (C n_c) where the multiplier is 1.
+    The kinds "balanced" and "balanced_batch" weight in proportion to 1 / count, where
+    `counts` int[C] are the training images of each class. The weight of `melanoma`, an
+    index, is multiplied. The mean over the training images is 1, so that the size of
+    the loss stays what it is without weights: N / (C n_c) where the multiplier is 1.
 
     Raises:
       UserError: a class that is to be weighted by its count has no image.

@@ -113,10 +113,12 @@ def fit(
 
     float_step = make_step(fake_quantize=False)
     rounded_step = make_step(fake_quantize=stage.qat_epochs > 0)
-    first_state = create_state(
-        task.variables, optimizer, use_ema=settings.ema_decay > 0, aux=task.aux
+    state = parallel.replicate(
+        mesh,
+        create_state(
+            task.variables, optimizer, use_ema=settings.ema_decay > 0, aux=task.aux
+        ),
     )
-    state = parallel.replicate(mesh, first_state)
     template = parallel.abstract_replicated(mesh, state)
     checkpoints = checkpoint.open_checkpoints(
         directory / "checkpoints", select_by=settings.select_by
