@@ -290,11 +290,7 @@ def test_bad_images_can_be_skipped_and_are_counted(
     names = write_images(tmp_path / "data", [0, 1] * 10)
     (tmp_path / "data" / names[3]).write_bytes(b"")
     records, images = load(
-        job,
-        tmp_path / "run",
-        name="csv",
-        dir=tmp_path / "data",
-        on_bad_image="skip",
+        job, tmp_path / "run", name="csv", dir=tmp_path / "data", on_bad_image="skip"
     )
     used = np.sort(np.concatenate(list(images.rows.values())))
     assert [records[row].image_id for row in used] == [

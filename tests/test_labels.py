@@ -30,19 +30,12 @@ def test_the_sigmoid_of_the_log_odds_is_the_softmax_share(asarray):
     np.testing.assert_allclose(
         expit(np.asarray(found, np.float64)), softmax(z, axis=1)[:, 4], rtol=1e-4
     )
-
-
-@pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
-def test_log_odds_by_hand_shifted_and_huge(asarray):
+    np.testing.assert_allclose(SEVEN.log_odds(asarray(z + 40.0)), found, atol=1e-4)
+    extremes = RNG.choice([-1e4, 0.0, 1e4], (200, 7))
+    assert np.isfinite(SEVEN.log_odds(asarray(extremes))).all()
     pair = LabelSpace(("nv", "mel"), 1)
     for a in (-3.0, 0.0, 2.5):
         assert float(pair.log_odds(asarray([0.0, a]))) == a
-    z = RNG.normal(0, 3, (9, 7))
-    np.testing.assert_allclose(
-        SEVEN.log_odds(asarray(z + 40.0)), SEVEN.log_odds(asarray(z)), atol=1e-4
-    )
-    extremes = RNG.choice([-1e4, 0.0, 1e4], (200, 7))
-    assert np.isfinite(SEVEN.log_odds(asarray(extremes))).all()
 
 
 def test_the_gradient_of_the_log_odds_is_finite_and_that_of_the_formula():

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,57 +99,32 @@ def test_devices_are_described_by_kind_and_number():
 
 
 @contextlib.contextmanager
-def processes(
-    commands: list[list[str]], environments: list[dict[str, str]], logs: Path
-) -> Iterator[list[subprocess.Popen]]:
-    """Start the worker several times; whatever happens, none outlives the test."""
-    logs.mkdir(parents=True, exist_ok=True)
-    started: list[subprocess.Popen] = []
-    try:
-        for i, (arguments, environment) in enumerate(
-            zip(commands, environments, strict=True)
-        ):
-            with (logs / f"{i}.log").open("wb") as log:
-                started.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "tests.two_process_worker", *arguments],
-                        cwd=REPOSITORY,
-                        env=os.environ | environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        yield started
-    finally:
-        for process in started:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+def workers(logs: Path, *jobs: tuple[list[str], dict[str, str]]) -> Iterator[None]:
+    """Run workers of (arguments, environment) beside the block; all must end well.
 
-
-def finish(started: list[subprocess.Popen], logs: Path) -> list[int]:
-    """Wait for all and return their statuses; fail with their output if that is long.
-
-    One that fails leaves the others waiting for it: they are not waited for.
+    Whatever happens, none outlives the test.
     """
-    deadline = time.monotonic() + TIMEOUT
-    while any(process.poll() is None for process in started):
-        failed = any(process.poll() not in (None, 0) for process in started)
-        if failed:
-            deadline = min(deadline, time.monotonic() + 10)
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    statuses = [process.poll() for process in started]
-    if statuses != [0] * len(started):
-        output = "\n".join(
-            f"--- process {i}, status {status} (None: still waiting)\n"
-            + (logs / f"{i}.log").read_text(errors="replace")[-4000:]
-            for i, status in enumerate(statuses)
-        )
-        pytest.fail(output)
-    return statuses
+    logs.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        started = []
+        for i, (arguments, environment) in enumerate(jobs):
+            log = stack.enter_context((logs / f"{i}.log").open("w+"))
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.two_process_worker", *arguments],
+                cwd=REPOSITORY,
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            started.append((process, log))
+        yield
+        for process, log in started:
+            status = process.wait(TIMEOUT)
+            log.seek(0)
+            assert status == 0, log.read()[-4000:]
 
 
 def joined(process_id: int, port: int) -> dict[str, str]:
@@ -172,11 +146,10 @@ def free_port() -> int:
 def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path):
     results = [tmp_path / f"{i}.npz" for i in range(NUM_PROCESSES)]
     port = free_port()
-    with processes(
-        [["steps", str(path)] for path in results],
-        [joined(i, port) for i in range(NUM_PROCESSES)],
+    with workers(
         tmp_path,
-    ) as started:
+        *((["steps", str(path)], joined(i, port)) for i, path in enumerate(results)),
+    ):
         # Meanwhile, here: one process with as many devices.
         mesh = Mesh(
             np.array(jax.devices()[:2]),
@@ -185,7 +158,6 @@ def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path):
         )
         history, variables = tiny.distil(mesh, num_steps=3)
         logits = tiny.kept_logits(mesh, tmp_path / "kept")
-        finish(started, tmp_path)
     found = [dict(np.load(path, allow_pickle=False)) for path in results]
     assert [bool(f["main"]) for f in found] == [True, False]
     # Both processes hold one and the same model.
@@ -229,16 +201,13 @@ def test_the_whole_job_in_two_processes_is_that_in_one(tmp_path: Path):
         ]
 
     port = free_port()
-    with processes(
-        [
-            flags(two, "--distributed"),
-            flags(two, "--distributed"),
-            flags(one, "--config.cpu_devices=2"),
-        ],
-        [joined(0, port), joined(1, port), {}],
+    with workers(
         tmp_path / "logs",
-    ) as started:
-        finish(started, tmp_path / "logs")
+        (flags(two, "--distributed"), joined(0, port)),
+        (flags(two, "--distributed"), joined(1, port)),
+        (flags(one, "--config.cpu_devices=2"), {}),
+    ):
+        pass
     names = sorted(path.name for path in (one / "predictions").iterdir())
     assert names == [
         f"{model}_{split}.csv"

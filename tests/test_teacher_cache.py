@@ -94,10 +94,7 @@ def files(directory: Path) -> list[Path]:
 
 @pytest.mark.parametrize("on_device", [False, True])
 def test_they_are_those_of_the_batches_that_training_sees(
-    teacher: Teacher,
-    tmp_path: Path,
-    on_device: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    teacher: Teacher, tmp_path: Path, on_device: bool, monkeypatch: pytest.MonkeyPatch
 ):
     render = jax.jit(steps.make_render(image_size=tiny.IMAGE_SIZE))
     if on_device:
@@ -442,18 +439,17 @@ def train(
     views = Views(SETTINGS, recurring=num_views, on_device=on_device)
     kept = None
     if cached:
-        kept = logits_of(
-            teacher,
-            directory / "cache",
-            views=views,
-            num_views=min(num_views, epochs),
-        )
+        folder, number = directory / "cache", min(num_views, epochs)
+        kept = logits_of(teacher, folder, views=views, num_views=number)
+    member = TeacherModel(teacher.network, teacher.variables, kept)
+    # A teacher that does not run takes no room on the devices.
+    assert Teachers([member]).frozen == (({} if cached else teacher.variables),)
     return tiny.fit(
         teacher.mesh,
         directory,
         model=network,
         terms=tiny.distill_terms(tiny.shapes_of(network, teacher.network), alpha=0.7),
-        taught_by=Teachers([TeacherModel(teacher.network, teacher.variables, kept)]),
+        taught_by=Teachers([member]),
         views=views,
         seed=4,
         epochs=epochs,
@@ -478,14 +474,9 @@ def assert_same_training(left: FitResult, right: FitResult) -> None:
 def test_kept_logits_train_as_a_teacher_in_the_step_does(
     teacher: Teacher, tmp_path: Path, num_views: int, on_device: bool
 ):
+    options = {"num_views": num_views, "on_device": on_device}
     in_step, kept = (
-        train(
-            teacher,
-            tmp_path / str(cached),
-            num_views=num_views,
-            cached=cached,
-            on_device=on_device,
-        )
+        train(teacher, tmp_path / str(cached), cached=cached, **options)
         for cached in (False, True)
     )
     assert_same_training(kept, in_step)

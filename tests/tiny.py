@@ -113,11 +113,7 @@ def images(*, size: int = IMAGE_SIZE) -> Images:
 
 
 def context(
-    mesh: parallel.Mesh,
-    workdir: Path,
-    *,
-    pictures: Images | None = None,
-    **fields: Any,
+    mesh: parallel.Mesh, workdir: Path, *, pictures: Images | None = None, **fields: Any
 ) -> Context:
     """Return what a run in a folder works with; `fields` are of its configuration."""
     config = mela_config.default()
