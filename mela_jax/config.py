@@ -408,9 +408,8 @@ def mistake_in_file(
 ) -> str | None:
     """Say in one line what a configuration or study file does wrong, and where.
 
-    None where the error, or one that it was raised while handling, does not come from
-    such a file: one that `flag` names, imported as `module`, which must have the
-    function.
+    The file was named by `flag` and imported as `module`, and must have the function.
+    None where neither the error nor what it was raised from comes of that file.
     """
     if error is None:
         return None

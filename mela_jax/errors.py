@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake of the user's, or of the machine's, that a command tells in one line.
+    """A mistake by the user or the machine, which a command reports in one line.
 
     The message says what is wrong, where, and what to do; the exit status is not 0.
     """

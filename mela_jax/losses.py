@@ -79,9 +79,8 @@ def focal(
         is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
         of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
         odds = of_label - jax.nn.logsumexp(logits, axis=1, where=~is_label)
-    # From the label's log-odds both logarithms are had without overflow, and without a
-    # power of what was rounded to 0: log(1 - p) = -softplus(odds). optax and Keras take
-    # 1 - p in float32, which is off where p is nearly 1.
+    # log(1 - p) = -softplus(odds): neither logarithm overflows, and no power is taken
+    # of something rounded to 0. optax has 1 - p in float32, off where p is near 1.
     loss = jnp.exp(-gamma * jax.nn.softplus(odds)) * jax.nn.softplus(-odds)
     return _weighted(loss, labels, weights)
 

@@ -62,7 +62,7 @@ def set_up(*, cpu_devices: int, distributed: bool, compilation_cache: Path) -> N
 
 
 def forget_programs() -> None:
-    """Let go of all compiled programs, where one process does one run after another."""
+    """Drop all compiled programs, for a process that does one run after another."""
     jax.clear_caches()
 
 

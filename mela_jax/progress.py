@@ -26,8 +26,8 @@ _ON_TERMINAL = sys.stderr.isatty()
 class Progress(contextlib.AbstractContextManager["Progress"]):
     """A bar where the log is a terminal, a line an epoch elsewhere, and event files.
 
-    Of several processes, the main one alone writes. What writes, clu on TensorFlow, is
-    imported when there is first something to write: see `mela_jax.lazy_tensorflow`.
+    Of several processes, only the main one writes. clu writes through TensorFlow, which
+    is imported when there is something to write: see `mela_jax.lazy_tensorflow`.
     """
 
     def __init__(
@@ -39,11 +39,10 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         total_steps: int,
         profile_steps: int = 0,
     ) -> None:
-        """Start to tell of the model `name`.
+        """Start reporting on the model `name`, with event files in `directory`.
 
-        Event files go to `directory`, made when absent. `first_step` steps were done
-        before, `total_steps` are the whole training. A profile of `profile_steps` of
-        them is taken for TensorBoard.
+        Of `total_steps`, `first_step` were done before; of `profile_steps`, a profile is
+        taken for TensorBoard.
         """
         self._name = name
         self._directory = directory
@@ -62,19 +61,19 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         )
 
     def parameters(self, params: Mapping[str, Any]) -> None:
-        """Say how many parameters there are, and list them for TensorBoard's texts."""
+        """Log the number of parameters, and list them among TensorBoard's texts."""
         table = parameter_overview.get_parameter_overview(params, include_stats=False)
         self._texts["parameters"] = f"```\n{table}\n```"
         count = parameter_overview.count_parameters(params)
         self.line(f"{self._name}: {count:,} parameters")
 
     def step(self, step: int) -> None:
-        """Take note that a step was handed out: a profile begins or ends with it."""
+        """Count a step that was dispatched; a profile may begin or end with it."""
         if self._writes and self._profile_steps:
             self._profile(step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Record what was measured up to a step, in numbers of Python or NumPy."""
+        """Record what was measured up to a step, as Python or NumPy numbers."""
         if not self._writes:
             return
         self._writer.write_scalars(step, values)
@@ -87,7 +86,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         self._bar.update(step - self._bar.n)
 
     def line(self, text: str) -> None:
-        """Say something in a line of its own; without a bar, with the time left."""
+        """Print a line above the bar, or log it, with speed and time left."""
         if self._bar.disable:
             logging.info("%s%s", text, self._speed)
         else:
@@ -112,7 +111,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
 
     @functools.cached_property
     def _report(self) -> Any:
-        """Write speed and time left down, and have them in the next line."""
+        """Record speed and time left, for TensorBoard and the next line."""
         _, periodic_actions = lazy_tensorflow.import_clu()
         # On its own, a note is logged as "Setting work unit notes: ...".
         setattr(clu_platform.work_unit(), "set_notes", self._note)  # noqa: B010
@@ -134,5 +133,5 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         )
 
     def _note(self, text: str) -> None:
-        # Of "5.2 steps/s, 50.0% (4/8), ETA: 1m" the epoch's line says the middle.
+        # "5.2 steps/s, 50.0% (4/8), ETA: 1m": the epoch's line already has the middle.
         self._speed = "  " + re.sub(r", [\d.]+% \([^)]*\)", "", text)

@@ -9,7 +9,7 @@ import sys
 from absl import logging
 
 # LiteRT, TensorFlow and XLA tell of what they load and which accelerators they lack, as
-# they start and as the process ends. Errors are shown, whoever has them.
+# they start and as the process ends. Errors are always shown.
 _CHATTER = re.compile(
     rb"(INFO|VERBOSE): "
     rb"|WARNING: (\[\w+\.cc:\d+\]|All log messages before absl::InitializeLog)"
@@ -41,7 +41,7 @@ def hide_chatter() -> None:
 
 
 def _filter(native: int, shown: int, *, others: tuple[int, ...]) -> None:
-    """Copy lines that are no chatter, and end the process."""
+    """Copy every line that is not chatter, then end the process."""
     try:
         for fd in others:
             os.close(fd)
@@ -57,7 +57,7 @@ def _filter(native: int, shown: int, *, others: tuple[int, ...]) -> None:
 
 
 def set_up_logging() -> None:
-    """Say the time and the message, from INFO on; of other packages, warnings alone."""
+    """Log time and message from INFO on; of other packages, only warnings."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
@@ -72,7 +72,7 @@ def set_up_logging() -> None:
 
 
 class _Formatter(python_logging.Formatter):
-    """Names the level of what is more than a note."""
+    """Add the level's name to warnings and errors."""
 
     def formatMessage(self, record: python_logging.LogRecord) -> str:
         line = super().formatMessage(record)

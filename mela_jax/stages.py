@@ -37,7 +37,7 @@ def obtain_all(
     Raises:
       UserError: for anything that its user can mend.
     """
-    # All that can be refused is refused before the first stage trains for hours.
+    # Whatever can be refused is refused before the first stage trains for hours.
     found = {stage.name: _find(stage, context) for stage in planned}
     networks = {
         stage.name: model.network if model else _make_network(stage, context)
@@ -98,7 +98,7 @@ def _make_network(stage: Stage, context: Context) -> Classifier:
 
 
 def _check(stage: Stage, context: Context, networks: Mapping[str, Classifier]) -> None:
-    """Find out before any training that a stage cannot run.
+    """Refuse, before any training, a stage that cannot run.
 
     Raises:
       UserError: its batches do not fit the devices or the training split, its file of
@@ -121,7 +121,7 @@ def _check(stage: Stage, context: Context, networks: Mapping[str, Classifier]) -
             f"config.{stage.field}.init={settings.init}: there is no such file; give a"
             " file of weights, 'imagenet' or 'random'"
         )
-    # Refuses what cannot be made; the terms are made again when they are needed.
+    # For its refusals; training makes the terms again.
     teachers = [networks[name] for name in stage.learns_from]
     make_stage_terms(stage, context, networks[stage.name], teachers)
 

@@ -1,10 +1,9 @@
-"""What a frozen teacher says of the student's views, kept so that it is asked once.
+"""A frozen teacher's logits of the student's views, computed once and kept on disk.
 
-A view is a function of (seed, view, row), so the teacher's logits of it are a fact that
-outlives the run: one number, or one a class, for each image and view. Each view has a
-file of its own, named after the hash of all that the numbers depend on. Nothing is ever
-brought up to date: another teacher, other pixels or another version of the code give
-another name.
+A view is a function of (seed, view, row), so the teacher's logits of it outlive the
+run. Each view has a file of its own, named after the hash of all that the numbers
+depend on. No file is ever updated: another teacher, other pixels or another version of
+the code give another name.
 """
 
 import contextlib

@@ -124,12 +124,12 @@ def fit(
         directory / "checkpoints", select_by=settings.select_by
     )
     history: History = []
-    # Metrics of the steps of the epoch so far.
-    done: list[dict[str, float]] = []
+    # Metrics of its steps.
+    epoch_so_far: list[dict[str, float]] = []
     first_step = checkpoints.latest_step() or 0
     if first_step:
-        state, before = checkpoint.restore_state(checkpoints, first_step, template)
-        history, done = before["history"], before["epoch_so_far"]
+        state, saved = checkpoint.restore_state(checkpoints, first_step, template)
+        history, epoch_so_far = saved["history"], saved["epoch_so_far"]
         logging.info("%s: goes on from step %d", name, first_step)
     batches = make_train_batches(
         images.train,
@@ -161,8 +161,8 @@ def fit(
         frozen = task.teachers.frozen
         for step, batch in enumerate(on_devices, start=first_step + 1):
             train_step = float_step if step <= float_steps else rounded_step
-            # Nothing may cross between host and devices behind our back: the host
-            # runs ahead of the devices until it looks at the loss.
+            # No hidden transfer: the host runs ahead of the devices until it looks at
+            # the loss.
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, frozen, batch)
             progress.step(step)
@@ -174,7 +174,7 @@ def fit(
             stop = asks and parallel.any_process(stop_requested())
             if looks or stop:
                 fetched = _fetch(pending, name, step, checkpoints)
-                done += fetched
+                epoch_so_far += fetched
                 pending = []
                 progress.scalars(step, _mean(fetched))
             selection = None
@@ -182,16 +182,19 @@ def fit(
                 validated = task.validate(state.evaluated)
                 found = {f"val/{key}": value for key, value in validated.items()}
                 epoch = step // steps_per_epoch
-                history.append({"epoch": epoch, "step": step, **_mean(done), **found})
-                done = []
+                train = _mean(epoch_so_far)
+                history.append({"epoch": epoch, "step": step, **train, **found})
+                epoch_so_far = []
                 progress.scalars(step, found)
                 progress.line(_describe(name, history[-1], settings))
                 # A checkpoint from before the rounding is not to be chosen.
                 if step > float_steps or not stage.qat_epochs:
                     selection = validated
             if ends_epoch or stop:
-                told = {"history": history, "epoch_so_far": done}
-                checkpoint.save_state(checkpoints, step, state, told, metrics=selection)
+                saved = {"history": history, "epoch_so_far": epoch_so_far}
+                checkpoint.save_state(
+                    checkpoints, step, state, saved, metrics=selection
+                )
             if stop and step < total_steps:
                 raise Stopped(
                     f"{name}: stopped at step {step} of {total_steps} and saved in"
@@ -247,7 +250,7 @@ def _describe(name: str, row: dict[str, float], settings: ConfigDict) -> str:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and Ctrl-C into a flag that the loop reads between two steps."""
+    """Turn SIGTERM and Ctrl-C into a flag that a loop reads between two steps."""
     requested = False
 
     def request(signum: int, frame: object) -> None:
