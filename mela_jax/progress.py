@@ -41,7 +41,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
     ) -> None:
         """Start reporting on the model `name`, with event files in `directory`.
 
-        Of `total_steps`, `first_step` were done before; of `profile_steps`, a profile is
+        Of `total_steps`, `first_step` were done before; a profile of `profile_steps` is
         taken for TensorBoard.
         """
         self._name = name
