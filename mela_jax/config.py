@@ -31,7 +31,6 @@ CHOICES = {
     "labels": ("melanoma", "ham7", "diagnoses"),
     "distill.average": ("probabilities", "logits"),
     "*.pool": ("avg", "max"),
-    "*.loss": ("cross_entropy", "focal"),
     "*.class_weights": ("none", "balanced", "balanced_batch"),
     "*.sampler": ("shuffled", "balanced"),
     "*.select_by": (
@@ -271,9 +270,10 @@ def validate(config: ConfigDict) -> None:
     """
     # Here, for they import JAX: a mistyped command line is answered without it.
     from mela_jax.data.load import DATASETS
+    from mela_jax.losses import LOSSES
     from mela_jax.models.zoo import MODELS
 
-    tables = {"data.name": DATASETS, "*.model": MODELS}
+    tables = {"data.name": DATASETS, "*.model": MODELS, "*.loss": LOSSES}
     for pattern, choices in (CHOICES | tables).items():
         _require(config, pattern, choices.__contains__, f"one of {tuple(choices)}")
     for patterns, (is_valid, what) in _RANGES.items():

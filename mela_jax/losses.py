@@ -8,7 +8,7 @@ float[C], by class, None for 1.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -99,6 +99,15 @@ def _weighted(loss: jax.Array, labels: jax.Array, weights: Weights) -> jax.Array
     return loss * jnp.asarray(weights, jnp.float32)[labels] if weights else loss
 
 
+# Name in the configuration -> (config.teacher or config.student, weights) -> the loss.
+LOSSES: Mapping[str, Callable[..., HardLoss]] = {
+    "cross_entropy": lambda s, **weights: partial(
+        cross_entropy, smoothing=s.label_smoothing, **weights
+    ),
+    "focal": lambda s, **weights: partial(focal, gamma=s.focal_gamma, **weights),
+}
+
+
 def class_weights(
     kind: str, counts: npt.NDArray[np.int64], *, melanoma: int, multiplier: float
 ) -> tuple[float, ...] | None:
@@ -169,9 +178,5 @@ def make_hard_loss(
     )
     if s.focal_alpha != -1:
         weights = (1.0 - s.focal_alpha, s.focal_alpha)
-    rows = (
-        partial(focal, weights=weights, gamma=s.focal_gamma)
-        if s.loss == "focal"
-        else partial(cross_entropy, weights=weights, smoothing=s.label_smoothing)
-    )
+    rows = LOSSES[s.loss](s, weights=weights)
     return LabelLoss(rows, weights, s.class_weights == "balanced_batch")
