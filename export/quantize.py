@@ -7,7 +7,6 @@ the other one smooths.
 """
 
 import contextlib
-import dataclasses
 import io
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter
 from litert_quantizer import calibrator, qtyping, quantizer, recipe_manager
 from litert_quantizer.algorithm_manager import AlgorithmName
 from litert_quantizer.utils import qsv_utils
@@ -60,32 +60,19 @@ _MORE_FLOAT_LAYERS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Which layers of an int8 file stay float.
-
-    Attributes:
-      name: as metrics.json has it.
-      float_layers: patterns on the names of a layer's output.
-    """
-
-    name: str
-    float_layers: tuple[str, ...]
-
-
-def int8_recipes(network: nn.Module) -> tuple[Recipe, ...]:
+def int8_recipes(network: nn.Module) -> dict[str, tuple[str, ...]]:
     """Return the recipes to be tried in this order until a file is within tolerance.
 
     Args:
       network: the `Classifier` that the float file was made of.
+
+    Returns:
+      Name -> patterns on the names of the outputs of the layers that stay float.
     """
     # Between the network and a part stands the method that calls it.
     parts = (rf".*/{re.escape(part)}.*" for part in float_parts(network))
     layers = (*_FLOAT_LAYERS, *parts)
-    return (
-        Recipe("int8", layers),
-        Recipe("int8_more_float", (*layers, *_MORE_FLOAT_LAYERS)),
-    )
+    return {"int8": layers, "int8_more_float": (*layers, *_MORE_FLOAT_LAYERS)}
 
 
 def choose_calibration_rows(
@@ -132,7 +119,7 @@ def calibrate(float_model: bytes, images: np.ndarray) -> Ranges:
       float_model: a float32 file.
       images: uint8[m, S, S, 3], RGB.
     """
-    dtype = _input_dtype(float_model)
+    dtype = Interpreter(model_content=float_model).get_input_details()[0]["dtype"]
     data = [{INPUT: image[None].astype(dtype)} for image in images]
     with _quiet():
         found = calibrator.Calibrator(
@@ -141,7 +128,7 @@ def calibrate(float_model: bytes, images: np.ndarray) -> Ranges:
             # The default is a moving average, which forgets the extremes.
             qsv_update_func=qsv_utils.min_max_update,
         )
-        found.calibrate({SIGNATURE: data}, _int8_rules(float_layers=()))
+        found.calibrate({SIGNATURE: data}, _int8_rules(()))
     ranges = found.get_model_qsvs()
     for extremes in ranges.values():
         if np.abs([extremes["min"], extremes["max"]]).max() < _DEAD:
@@ -149,8 +136,10 @@ def calibrate(float_model: bytes, images: np.ndarray) -> Ranges:
     return ranges
 
 
-def quantize_int8(float_model: bytes, ranges: Ranges, recipe: Recipe) -> bytes:
-    """Return the model in 8-bit arithmetic, but for the layers of the recipe.
+def quantize_int8(
+    float_model: bytes, ranges: Ranges, float_layers: tuple[str, ...]
+) -> bytes:
+    """Return the model in 8-bit arithmetic, but for the layers that stay float.
 
     Weights are symmetric with a scale per output channel, activations asymmetric with
     one scale per tensor.
@@ -158,10 +147,9 @@ def quantize_int8(float_model: bytes, ranges: Ranges, recipe: Recipe) -> bytes:
     Args:
       float_model: a float32 file.
       ranges: from `calibrate` with the same file.
-      recipe: what stays float.
+      float_layers: patterns of a recipe.
     """
-    rules = _int8_rules(float_layers=recipe.float_layers)
-    return _quantize(float_model, rules, dict(ranges))
+    return _quantize(float_model, _int8_rules(float_layers), dict(ranges))
 
 
 def quantize_weights(float_model: bytes) -> bytes:
@@ -178,7 +166,7 @@ def quantize_weights(float_model: bytes) -> bytes:
     return _quantize(float_model, rules, None)
 
 
-def _int8_rules(*, float_layers: tuple[str, ...]) -> recipe_manager.RecipeManager:
+def _int8_rules(float_layers: tuple[str, ...]) -> recipe_manager.RecipeManager:
     # Later rules go before earlier ones.
     rules = recipe_manager.RecipeManager()
     rules.add_static_config(
@@ -204,13 +192,6 @@ def _quantize(
         tool = quantizer.Quantizer(float_model, rules.get_quantization_recipe())
         result = tool.quantize(ranges)
     return bytes(result.quantized_model)
-
-
-def _input_dtype(model: bytes) -> np.dtype:
-    from ai_edge_litert.interpreter import Interpreter
-
-    details = Interpreter(model_content=model).get_input_details()
-    return np.dtype(details[0]["dtype"])
 
 
 @contextlib.contextmanager

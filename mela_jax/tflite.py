@@ -132,19 +132,18 @@ class _AlignedBuffer(schema.BufferT):
 
     def __init__(self, data: Any):
         super().__init__()
-        self.data = None if data is None else np.frombuffer(bytes(data), np.uint8)
+        self.data = data
 
     def Pack(self, builder: Any) -> int:
-        vector = None
-        if self.data is not None:
-            content = self.data.tobytes()
-            builder.StartVector(1, len(content), 16)
-            builder.head -= len(content)
-            builder.Bytes[builder.head : builder.head + len(content)] = content
-            vector = builder.EndVector()
+        if self.data is None:
+            return super().Pack(builder)
+        content = bytes(self.data)
+        builder.StartVector(1, len(content), 16)
+        builder.head -= len(content)
+        builder.Bytes[builder.head : builder.head + len(content)] = content
+        vector = builder.EndVector()
         schema.BufferStart(builder)
-        if vector is not None:
-            schema.BufferAddData(builder, vector)
+        schema.BufferAddData(builder, vector)
         return schema.BufferEnd(builder)
 
 

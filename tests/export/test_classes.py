@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 from scipy.special import entr, expit, logsumexp, softmax
 
-from export import graph, quantize
-from export.metadata import outputs
+from export import conversion, quantize
+from export.file_metadata import outputs
 from mela_jax.labels import LabelSpace
 from mela_jax.models.outputs import LAST_MAP, Outputs
 from mela_jax.tflite import PhoneModel
 from tests import tiny
-from tests.export.test_graph import images
+from tests.export.test_conversion import images
 from tflite_bench.graph import read_graph
 
 SIZE = tiny.IMAGE_SIZE
@@ -53,7 +53,7 @@ def apply(network, variables, pictures) -> Outputs:
 @pytest.fixture(scope="module")
 def files(network, variables) -> dict[str, bytes]:
     found = {
-        mode: graph.convert(
+        mode: conversion.convert(
             network,
             variables,
             image_size=SIZE,
@@ -66,7 +66,7 @@ def files(network, variables) -> dict[str, bytes]:
         for mode in ("float32", "float16")
     }
     ranges = quantize.calibrate(found["float32"], images(40))
-    recipe = quantize.int8_recipes(network)[0]
+    recipe = quantize.int8_recipes(network)["int8"]
     return found | {
         "weight_int8": quantize.quantize_weights(found["float32"]),
         "int8": quantize.quantize_int8(found["float32"], ranges, recipe),
@@ -77,9 +77,7 @@ def files(network, variables) -> dict[str, bytes]:
 def test_every_file_answers_as_the_network(network, variables, files, mode):
     pictures = images(40)
     logits = np.asarray(apply(network, variables, pictures).logits)
-    log_odds, probability, classes = PhoneModel(files[mode], source="m").score_classes(
-        pictures
-    )
+    log_odds, probability, classes = PhoneModel(files[mode], source="m").score(pictures)
     tolerance = TOLERANCE[mode]
     # Or the bound would say nothing.
     assert logits.std(axis=0).min() > 0.3
@@ -147,7 +145,7 @@ def test_the_answers_add_up_for_any_logits(logits, num_classes, data):
     logits = logits[:, :num_classes]
     melanoma = data.draw(st.integers(0, num_classes - 1))
     classes = LabelSpace(tuple("abcd"[:num_classes]), melanoma)
-    found = graph.read_out(jnp.asarray(logits), classes, graph.UNCALIBRATED)
+    found = conversion.read_out(jnp.asarray(logits), classes, conversion.UNCALIBRATED)
     others = np.delete(logits.astype(np.float64), melanoma, axis=1)
     expected = logits[:, melanoma] - logsumexp(others, axis=1)
     np.testing.assert_allclose(found["logit"], expected, rtol=1e-5, atol=1e-4)
@@ -163,7 +161,7 @@ def test_extreme_logits_stay_finite_in_a_file(network, variables):
     head = variables["params"]["head"]["logits"]
     extreme = head | {"bias": np.array([-1e4, 1e4, 0], np.float32)}
     params = variables["params"] | {"head": {"logits": extreme}}
-    content = graph.convert(
+    content = conversion.convert(
         network,
         variables | {"params": params},
         image_size=SIZE,

@@ -7,7 +7,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from scipy.special import expit
 
-from export import graph
+from export import conversion
 from mela_jax.errors import UserError
 from mela_jax.models.pretrained import load_pretrained
 from mela_jax.models.zoo import create_model
@@ -45,7 +45,7 @@ def expected(network, variables):
 
 def convert(network, variables, **options) -> bytes:
     options = {"input_dtype": "float32", "activation_map": True} | options
-    return graph.convert(network, variables, image_size=SIZE, **options)
+    return conversion.convert(network, variables, image_size=SIZE, **options)
 
 
 @pytest.mark.parametrize("input_dtype", ["float32", "uint8"])
@@ -53,7 +53,7 @@ def test_the_file_answers_as_the_network(network, variables, expected, input_dty
     model = PhoneModel(
         convert(network, variables, input_dtype=input_dtype), source="file"
     )
-    logits, probabilities = model.score(images(6))
+    logits, probabilities, _ = model.score(images(6))
     np.testing.assert_allclose(logits, expected.logits[:, 0], atol=1e-5)
     np.testing.assert_allclose(probabilities, expit(expected.logits[:, 0]), atol=1e-6)
 
@@ -69,9 +69,9 @@ def test_the_activation_map_adds_up_to_the_logit(network, variables, expected):
 
 def test_the_activation_map_is_offered_where_it_is_exact():
     linear = {"pool": "avg", "hidden": 0}
-    assert graph.has_activation_map(linear)
-    assert not graph.has_activation_map(linear | {"pool": "max"})
-    assert not graph.has_activation_map(linear | {"hidden": 8})
+    assert conversion.has_activation_map(linear)
+    assert not conversion.has_activation_map(linear | {"pool": "max"})
+    assert not conversion.has_activation_map(linear | {"hidden": 8})
 
 
 def test_a_calibration_moves_the_probability_and_leaves_the_logit(
@@ -82,7 +82,7 @@ def test_a_calibration_moves_the_probability_and_leaves_the_logit(
     )
     model = PhoneModel(content, source="file")
     assert model.outputs == ["logit", "probability"]
-    logits, probabilities = model.score(images(6))
+    logits, probabilities, _ = model.score(images(6))
     np.testing.assert_allclose(logits, expected.logits[:, 0], atol=1e-5)
     wanted = expit(1.5 * expected.logits[:, 0] - 0.25)
     np.testing.assert_allclose(probabilities, wanted, atol=1e-6)
@@ -94,8 +94,8 @@ def test_half_precision_halves_the_file_and_hardly_moves_the_logit():
         lambda k: network.init(k, np.zeros((1, 32, 32, 3)), train=False)
     )(jax.random.key(0))
     options = {"image_size": 32, "input_dtype": "float32", "activation_map": True}
-    whole = graph.convert(network, variables, **options)
-    half = graph.convert(network, variables, **options, float16=True)
+    whole = conversion.convert(network, variables, **options)
+    half = conversion.convert(network, variables, **options, float16=True)
     assert len(half) < 0.56 * len(whole)
     scores = [PhoneModel(c, source="m").score(images(4, 32))[0] for c in (whole, half)]
     np.testing.assert_allclose(*scores, rtol=0.02, atol=0.01)
@@ -138,8 +138,8 @@ def test_real_images_give_the_logits_of_the_network(shared):
         variables, pictures
     )
     options = {"image_size": 64, "input_dtype": "float32", "activation_map": False}
-    model = PhoneModel(graph.convert(network, variables, **options), source="m")
-    found, _ = model.score(pictures.astype(np.uint8))
+    model = PhoneModel(conversion.convert(network, variables, **options), source="m")
+    found = model.score(pictures.astype(np.uint8))[0]
     expected = expected[:, 0]
     assert np.std(expected) > 0.1  # or the bound would say nothing
     assert np.abs(found - expected).max() <= 1e-4
