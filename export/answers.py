@@ -146,6 +146,10 @@ def _against(
     difference = file.logits - float_model.logits
     uncalibrated = expit(file.logits)
     kept = confusion(label, uncalibrated, float_threshold)
+    classes, after = float_model.predictions.classes, file.predictions.classes
+    class_flips = None
+    if classes and after:
+        class_flips = int(np.sum(classes.decision != after.decision))
     return {
         "logit_max": float(np.abs(difference).max()),
         "logit_rmse": float(np.sqrt(np.mean(difference**2))),
@@ -154,7 +158,7 @@ def _against(
             - roc_auc_score(label, float_model.predictions.score)
         ),
         "flips": _flips(label, before, file.predictions.score >= threshold),
-        "class_flips": _class_flips(float_model.predictions, file.predictions),
+        "class_flips": class_flips,
         "at_float_threshold": {
             "threshold": float_threshold,
             "sensitivity": kept.tp / (kept.tp + kept.fn),
@@ -174,10 +178,3 @@ def _flips(label: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str
         "others_now_flagged": int(np.sum(~melanoma & ~before & after)),
         "others_now_let_pass": int(np.sum(~melanoma & before & ~after)),
     }
-
-
-def _class_flips(before: Predictions, after: Predictions) -> int | None:
-    """Count the images whose most probable class changed."""
-    if before.classes is None or after.classes is None:
-        return None
-    return int(np.sum(before.classes.decision != after.classes.decision))

@@ -43,10 +43,8 @@ def convert(
 ) -> bytes:
     """Convert a network with its variables.
 
-    The file has one signature: "image" [1, S, S, 3], raw RGB in [0, 255], in;
-    "logit" float32 [1], "probability" float32 [1], with several classes "probabilities"
-    float32 [1, K], and on demand "activation_map" float32 [1, h, w] out: see `read_out`
-    and `explain`.
+    The file has one signature: "image" [1, S, S, 3], raw RGB in [0, 255], in; what
+    `read_out` returns and, on demand, "activation_map", see `explain`, out.
 
     The batch is 1 and static: with a polymorphic one, batch norm is not folded into the
     convolutions.

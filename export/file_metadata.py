@@ -49,7 +49,7 @@ def describe(
     Args:
       run: where the model comes from.
       figures: of the file itself, from `answers.measure`.
-      mode: the mode that was asked for.
+      mode: what was asked for.
       recipe: how it was made.
       input_dtype: "float32" or "uint8".
       activation_map: the file has one.

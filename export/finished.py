@@ -36,10 +36,9 @@ class FinishedRun:
       config: the run's configuration.
       record: config.json: configuration, data, provenance.
       description: the model's model.json.
-      network: flax module, computing in float32 whatever it was trained in: a phone
-        file does.
+      network: computing in float32, as phone files do, whatever it was trained in.
       variables: its variables, on the host.
-      figures: the run's own figures of the model, from report/metrics.json.
+      threshold: the run's operating point of the float model, on sigmoid(logit).
       calibration: from the model's calibration.json, or "none".
       calibration_means: the same in words, or why there is none.
       reported: by split, "val" and "test", the scores that the run's report was made
@@ -53,7 +52,7 @@ class FinishedRun:
     description: dict[str, Any]
     network: Classifier
     variables: Variables
-    figures: dict[str, Any]
+    threshold: float
     calibration: Calibration
     calibration_means: str
     reported: dict[str, Predictions]
@@ -63,11 +62,6 @@ class FinishedRun:
     def classes(self) -> LabelSpace:
         """What the model tells apart."""
         return self.images.classes
-
-    @property
-    def threshold(self) -> float:
-        """The run's operating point of the float model, on sigmoid(logit)."""
-        return float(self.figures["val"]["operating_point"]["threshold"])
 
     def flagged(self, split: str) -> np.ndarray:
         """Return the decisions bool[n] that the run's report counted.
@@ -84,7 +78,7 @@ class FinishedRun:
     def predictions(
         self, split: str, logits: np.ndarray, probabilities: np.ndarray
     ) -> Predictions:
-        """Return a model's answers for a split, calibrated, with ids and labels.
+        """Return answers for "val" or "test", calibrated, with ids and labels.
 
         Args:
           split: "val" or "test".
@@ -136,11 +130,19 @@ def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
         are not those that it was trained on.
     """
     figures = read_figures(workdir, name, flag="--model")
-    record = _read_record(workdir)
+    path = workdir / "config.json"
+    try:
+        record = json.loads(path.read_text())
+        recorded, _, _ = (record[key] for key in ("config", "data", "provenance"))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: is missing or damaged ({error}); take the whole workdir of a "
+            "finished run"
+        ) from error
     # Fields younger than the run have their default, which changes nothing of old runs.
     config = default()
     with config.unlocked():
-        config.update(record["config"])
+        config.update(recorded)
     config.data.update(download=False, on_bad_image="error", train_size=0)
     if data_dir is not None:
         config.data.dir = data_dir
@@ -179,7 +181,7 @@ def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:
         description=description,
         network=network_of(description, dtype="float32"),
         variables=jax.device_get(model.variables),
-        figures=figures,
+        threshold=float(figures["val"]["operating_point"]["threshold"]),
         calibration=calibration,
         calibration_means=calibration_means,
         reported=reported,
@@ -221,20 +223,6 @@ def _read_calibration(
             )
     none = Calibration("none", 1.0, 0.0, threshold, threshold)
     return none, f"not calibrated: {why}"
-
-
-def _read_record(workdir: Path) -> dict[str, Any]:
-    path = workdir / "config.json"
-    try:
-        record = json.loads(path.read_text())
-        for key in ("config", "data", "provenance"):
-            record[key]
-        return record
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: is missing or damaged ({error}); take the whole workdir of a "
-            "finished run"
-        ) from error
 
 
 def _load_images(

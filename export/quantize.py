@@ -1,9 +1,8 @@
 """From a float .tflite file to one with 8-bit weights, or 8-bit arithmetic.
 
-litert-quantizer does the work, not TensorFlow's QuantizationDebugger: it works on the
-converted file, so that all files of an export share one graph; a layer is chosen by a
-pattern on its name; and the range of an activation is what the calibration saw, which
-the other one smooths.
+litert-quantizer does it, not TensorFlow's QuantizationDebugger: it works on the
+converted file, so that all files of an export share one graph; layers are chosen by
+patterns on their names; and ranges are what the calibration saw, not smoothed.
 """
 
 import contextlib
@@ -109,15 +108,11 @@ def choose_calibration_rows(
 
 
 def calibrate(float_model: bytes, images: np.ndarray) -> Ranges:
-    """Return the smallest and largest value of every tensor over some images.
+    """Return the extremes of every tensor of a float32 file over uint8[m, S, S, 3] RGB.
 
     A tensor that was 0 on all of them, such as what a dead ReLU leaves, gets the range
     from 0 to 1: its own would make a scale of 1e-12, and given such a scale XNNPACK's
     kernels write past their buffers.
-
-    Args:
-      float_model: a float32 file.
-      images: uint8[m, S, S, 3], RGB.
     """
     dtype = Interpreter(model_content=float_model).get_input_details()[0]["dtype"]
     data = [{INPUT: image[None].astype(dtype)} for image in images]
@@ -142,12 +137,7 @@ def quantize_int8(
     """Return the model in 8-bit arithmetic, but for the layers that stay float.
 
     Weights are symmetric with a scale per output channel, activations asymmetric with
-    one scale per tensor.
-
-    Args:
-      float_model: a float32 file.
-      ranges: from `calibrate` with the same file.
-      float_layers: patterns of a recipe.
+    one scale per tensor. The ranges are those of `calibrate` for the same file.
     """
     return _quantize(float_model, _int8_rules(float_layers), dict(ranges))
 
@@ -155,14 +145,8 @@ def quantize_int8(
 def quantize_weights(float_model: bytes) -> bytes:
     """Return the model with 8-bit weights that compute in float32."""
     rules = recipe_manager.RecipeManager()
-    rules.add_weight_only_config(
-        regex=".*", operation_name=Operation.ALL_SUPPORTED, num_bits=8
-    )
-    rules.add_quantization_config(
-        regex=".*",
-        operation_name=Operation.FULLY_CONNECTED,
-        algorithm_key=AlgorithmName.NO_QUANTIZE,
-    )
+    rules.add_weight_only_config(".*", Operation.ALL_SUPPORTED, num_bits=8)
+    _keep_float(rules, ".*", Operation.FULLY_CONNECTED)
     return _quantize(float_model, rules, None)
 
 
@@ -170,19 +154,21 @@ def _int8_rules(float_layers: tuple[str, ...]) -> recipe_manager.RecipeManager:
     # Later rules go before earlier ones.
     rules = recipe_manager.RecipeManager()
     rules.add_static_config(
-        regex=".*",
-        operation_name=Operation.ALL_SUPPORTED,
-        activation_num_bits=8,
-        weight_num_bits=8,
+        ".*", Operation.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8
     )
-    keep_float = AlgorithmName.NO_QUANTIZE
     for operation in _FLOAT_OPERATIONS:
-        rules.add_quantization_config(".*", operation, algorithm_key=keep_float)
+        _keep_float(rules, ".*", operation)
     for pattern in float_layers:
-        rules.add_quantization_config(
-            pattern, Operation.ALL_SUPPORTED, algorithm_key=keep_float
-        )
+        _keep_float(rules, pattern, Operation.ALL_SUPPORTED)
     return rules
+
+
+def _keep_float(
+    rules: recipe_manager.RecipeManager, pattern: str, operation: Operation
+) -> None:
+    rules.add_quantization_config(
+        pattern, operation, algorithm_key=AlgorithmName.NO_QUANTIZE
+    )
 
 
 def _quantize(

@@ -36,8 +36,8 @@ _IDENTIFIER = b"TFL3"
 def read_model_file(path: str | os.PathLike[str]) -> bytes:
     """Return the content of a whole .tflite file.
 
-    The runtime trusts what a file says about its own extent, so a file that was cut
-    off must be found out before it is run.
+    The runtime trusts what a file says about its own extent, so one that was cut off
+    must be found out before it is run.
 
     Raises:
         UserError: the file cannot be read, is no TFLite model, or is damaged.
@@ -96,11 +96,9 @@ def read_metadata(content: bytes) -> dict[str, Any] | None:
 
 
 def add_metadata(content: bytes, metadata: Mapping[str, Any]) -> bytes:
-    """Return a model with the metadata inside, in place of any that was there.
+    """Return a whole model with the metadata inside, in place of any that was there.
 
-    Args:
-        content: a whole model.
-        metadata: a JSON object with the key "version".
+    The metadata are a JSON object with the key "version".
     """
     # read_model_from_bytearray fetches the buffers that lie outside the flatbuffer,
     # as litert-quantizer's do; packing without it would lose them.

@@ -91,53 +91,27 @@ def test_a_score_at_the_threshold_is_flagged(tmp_path, scorer):
     assert list(row.values()) == [str(image), "0.2", "0.2", "flagged"]
 
 
-@pytest.mark.parametrize(
-    "name, mode",
-    [
-        ("a.jpg", "RGB"),
-        ("a.JPEG", "L"),
-        ("a.jpeg", "CMYK"),
-        ("a.png", "RGBA"),
-        ("a.PNG", "P"),
-        ("a.png", "LA"),
-        ("a.png", "I;16"),
-        ("a.png", "1"),
-        ("a.bmp", "RGB"),
-        ("a.Bmp", "L"),
-        ("a.tif", "RGB"),
-        ("a.tiff", "I;16"),
-        ("a.webp", "RGBA"),
-    ],
-)
-def test_accepts_every_kind_of_image(tmp_path, scorer, name, mode):
-    path = tmp_path / "in" / name
-    if mode == "I;16":
-        path.parent.mkdir()
-        Image.fromarray(np.full((15, 20), 255 * 257, np.uint16)).save(path)
-    else:
-        save(path, 255, mode=mode)
-    assert (
-        run("--model=m", "--images", path.parent, "--output", tmp_path / "s.csv") == 0
-    )
-    (row,) = rows_of(tmp_path / "s.csv")
-    assert float(row["score"]) == pytest.approx(1, abs=0.01)
-
-
-@pytest.mark.parametrize("size", [(200, 150), (768, 576), (600, 450), (3, 9), (1, 1)])
-def test_accepts_every_size(tmp_path, scorer, size):
-    path = save(tmp_path / "a.bmp", 255, size=size)
-    assert run("--model=m", "--images", path, "--output", tmp_path / "s.csv") == 0
-    assert scorer.batches[0].shape == (32, 8, 8, 3)
-
-
-def test_applies_exif_rotation(tmp_path, scorer):
-    upright = np.zeros((8, 8, 3), np.uint8)
-    upright[:4] = 255  # white above
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored a quarter turn off; to be turned clockwise
-    Image.fromarray(np.rot90(upright)).save(tmp_path / "a.png", exif=exif)
-    run("--model=m", "--images", tmp_path / "a.png", "--output", tmp_path / "s.csv")
-    np.testing.assert_array_equal(scorer.batches[0][0], upright)
+def test_accepts_every_kind_of_image(tmp_path, scorer):
+    # How each is decoded is shown of `load_square`.
+    kinds = {
+        "a.jpg": "RGB",
+        "b.JPEG": "L",
+        "c.jpeg": "CMYK",
+        "d.png": "RGBA",
+        "e.PNG": "P",
+        "f.bmp": "RGB",
+        "g.Bmp": "L",
+        "h.tif": "RGB",
+        "i.tiff": "1",
+        "j.webp": "RGBA",
+    }
+    for k, (name, mode) in enumerate(kinds.items()):
+        save(tmp_path / "in" / name, 255, mode=mode, size=(1 + 90 * k, 200 - 20 * k))
+    output = tmp_path / "s.csv"
+    assert run("--model=m", "--images", tmp_path / "in", "--output", output) == 0
+    rows = rows_of(output)
+    assert [Path(row["image"]).name for row in rows] == list(kinds)
+    assert [float(row["score"]) for row in rows] == pytest.approx([1] * 10, abs=0.01)
 
 
 def test_folders_are_searched_in_order_and_other_files_passed_over(tmp_path, scorer):
@@ -165,26 +139,12 @@ def test_files_folders_and_patterns_mix_and_each_image_is_scored_once(
     for name in ("in/a.png", "in/b.png", "x1.png", "x2.png", "[1].png"):
         save(Path(name), 9)
     save(Path("photo.unknown"), 9, format="PNG")
-    status = run(
-        "--model=m",
-        "--images=photo.unknown",
-        "in/b.png",
-        "in",
-        "--output=s.csv",
-        "--images=x*.png",
-        "--images",
-        "[1].png",
-        "./in/a.png",
-    )
-    assert status == 0
-    assert [row["image"] for row in rows_of(Path("s.csv"))] == [
-        "photo.unknown",
-        "in/b.png",
-        "in/a.png",
-        "x1.png",
-        "x2.png",
-        "[1].png",
-    ]
+    arguments = "--images=photo.unknown in/b.png in --output=s.csv --images=x*.png"
+    again = "--images [1].png ./in/a.png"
+    assert run("--model=m", *arguments.split(), *again.split()) == 0
+    found = [row["image"] for row in rows_of(Path("s.csv"))]
+    wanted = "photo.unknown in/b.png in/a.png x1.png x2.png [1].png"
+    assert found == wanted.split()
 
 
 @pytest.mark.parametrize("num_images, batch_size", [(1, 4), (4, 4), (5, 4), (9, 2)])
@@ -196,13 +156,8 @@ def test_batches_have_one_shape_and_every_image_its_own_score(
         save(tmp_path / "in" / f"{i}.png", red)
         (tmp_path / "in" / f"{i}_bad.png").write_bytes(b"no image")
     output = tmp_path / "s.csv"
-    status = run(
-        "--model=m",
-        f"--images={tmp_path}/in",
-        f"--output={output}",
-        f"--batch_size={batch_size}",
-    )
-    assert status == 1
+    needed = ("--model=m", f"--images={tmp_path}/in", f"--output={output}")
+    assert run(*needed, f"--batch_size={batch_size}") == 1
     assert {batch.shape for batch in scorer.batches} == {(batch_size, 8, 8, 3)}
     assert len(scorer.batches) == -(-num_images // batch_size)
     assert [float(row["score"]) for row in rows_of(output)] == [r / 255 for r in reds]
@@ -314,9 +269,7 @@ def test_a_score_that_is_no_probability_is_refused(tmp_path, scorer, capsys, bad
         (("--colour=red",), "unrecognized"),
     ],
 )
-def test_wrong_arguments_exit_with_status_2(
-    tmp_path, scorer, capsys, arguments, complaint
-):
+def test_wrong_arguments_exit_with_status_2(tmp_path, capsys, arguments, complaint):
     needed = ("--model=m", f"--images={tmp_path}", f"--output={tmp_path}/s.csv")
     with pytest.raises(SystemExit) as stopped:
         run(*(needed if arguments else ()), *arguments)
@@ -325,11 +278,9 @@ def test_wrong_arguments_exit_with_status_2(
 
 
 def test_help_lists_the_exit_statuses(capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit, match="0"):
         run("--help")
-    assert stopped.value.code == 0
-    text = capsys.readouterr().out
-    assert "exit status" in text and "not a diagnosis" in text
+    assert "exit status" in capsys.readouterr().out
 
 
 def test_a_model_of_several_diagnoses_writes_a_column_for_each(tmp_path, scorer):
@@ -445,15 +396,3 @@ def test_interruption_is_one_line(tmp_path, scorer, capsys):
     assert status == 130
     assert capsys.readouterr().err == "predict: interrupted; nothing was written\n"
     assert os.listdir(tmp_path) == ["a.png"]
-
-
-def test_real_photographs(ham10000_small, tmp_path, scorer):
-    folder = ham10000_small / "HAM10000_images_part_1"
-    images = sorted(folder.iterdir())[:5]
-    output = tmp_path / "s.csv"
-    assert run("--model=m", "--images", *images, "--output", output) == 0
-    for row, image in zip(rows_of(output), images, strict=True):
-        with Image.open(image) as picture:
-            square = picture.convert("RGB").crop((25, 0, 175, 150))
-            expected = np.asarray(square.resize((8, 8), Image.Resampling.BILINEAR))
-        assert float(row["score"]) == expected[..., 0].mean(dtype=np.float64) / 255

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.answers import Answers, _against, _class_flips
+from export.answers import Answers, _against
 from export.file_metadata import logit_threshold
 from mela_jax.evaluation.classes import ClassScores
 from mela_jax.evaluation.scores import Predictions
@@ -54,12 +54,20 @@ def test_class_flips_are_changes_of_the_most_probable_class():
         score = np.array(rows)
         classes = ClassScores(("nv", "mel", "bkl"), np.array([1, 0, 2]), score)
         names = ["a", "b", "c"]
-        return Predictions(names, names, [1, 0, 0], score[:, 1], classes=classes)
+        predictions = Predictions(names, names, [1, 0, 0], score[:, 1], {}, classes)
+        return Answers(np.zeros(3), predictions)
 
     before = scored([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.4, 0.25, 0.35]])
     after = scored([[0.3, 0.4, 0.3], [0.2, 0.5, 0.3], [0.35, 0.25, 0.4]])
-    assert _class_flips(before, after) == 2
-    assert _class_flips(before, before) == 0
+    for file, flips in ((after, 2), (before, 0)):
+        found = _against(
+            before,
+            file,
+            before=before.predictions.score >= 0.5,
+            float_threshold=0.5,
+            threshold=0.5,
+        )
+        assert found["class_flips"] == flips
 
 
 @given(

@@ -63,16 +63,11 @@ def test_all_modes_are_written_with_what_they_are(exported, files):
         assert entry["sha256"] == hashlib.sha256(content).hexdigest()
         inside = read_metadata(content)
         beside = read_json((exported / name).with_suffix(".json"))
-        assert {k: beside[k] for k in ("file", "bytes", "sha256")} == {
-            k: entry[k] for k in ("file", "bytes", "sha256")
-        }
-        assert inside == {k: beside[k] for k in inside}
-        point = inside["operating_point"]
+        identity = {k: entry[k] for k in ("file", "bytes", "sha256")}
+        assert beside == identity | inside
+        point, own = inside["operating_point"], entry["test"]["operating_point"]
         assert point["threshold"] == entry["val"]["operating_point"]["threshold"]
-        assert (
-            point["test"]["specificity"]
-            == (entry["test"]["operating_point"]["specificity"])
-        )
+        assert point["test"]["specificity"] == own["specificity"]
         fitted = read_calibration(exported.parent / "student" / "calibration.json")
         for key in ("method", "a", "b"):
             assert inside["calibration"][key] == getattr(fitted, key)
