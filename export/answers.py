@@ -9,11 +9,13 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from export.finished import FinishedRun
+from mela_jax import parallel, steps
 from mela_jax.evaluation.measure import evaluate_model, selection_metrics
 from mela_jax.evaluation.operating_point import confusion
 from mela_jax.evaluation.scores import Predictions
 from mela_jax.results import evaluation_settings
 from mela_jax.tflite import PhoneModel
+from mela_jax.train import score
 
 SPLITS = ("val", "test")
 
@@ -34,9 +36,19 @@ class Answers:
 
 def float_answers(run: FinishedRun) -> dict[str, Answers]:
     """Return the answers of the Flax network itself, by split."""
+    mesh = parallel.make_mesh()
+    eval_step = parallel.map_eval_step(steps.make_eval_step(run.network), mesh)
+    variables = parallel.replicate(mesh, run.variables)
     found = {}
     for split in SPLITS:
-        logits = run.float_logits(split)
+        logits = score(
+            eval_step,
+            variables,
+            run.images,
+            split,
+            mesh=mesh,
+            batch_size=run.config.eval_batch_size,
+        ).astype(np.float64)
         log_odds = run.classes.log_odds(logits)
         probabilities = run.classes.probabilities(logits)
         found[split] = Answers(
@@ -127,7 +139,9 @@ def measure(
         figures[split]["against_float"] = _against(
             float_model[split],
             file[split],
-            before=run.flagged(split),
+            # As the run's report counted: a network run again on another machine has
+            # other last digits, and they decide of the lesion at the threshold.
+            before=run.reported[split].score >= run.threshold,
             float_threshold=run.threshold,
             threshold=figures[split]["operating_point"]["threshold"],
         )

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mela_jax import images as run_images
-from mela_jax import parallel, run_record, steps
+from mela_jax import parallel, run_record
 from mela_jax.config import default
 from mela_jax.data.splits import read_splits
 from mela_jax.errors import UserError
@@ -24,7 +24,6 @@ from mela_jax.models.head import Classifier
 from mela_jax.saved_models import load_model, network_of
 from mela_jax.state import Variables
 from mela_jax.tflite import to_class_probabilities
-from mela_jax.train import score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +62,6 @@ class FinishedRun:
         """What the model tells apart."""
         return self.images.classes
 
-    def flagged(self, split: str) -> np.ndarray:
-        """Return the decisions bool[n] that the run's report counted.
-
-        A network that is run again on another machine has other last digits, and the
-        lesion at the threshold is where they decide.
-        """
-        return self.reported[split].score >= self.threshold
-
     def pixels(self, split: str) -> np.ndarray:
         """Return the images of a split, uint8[n, S, S, 3], read from the disk."""
         return self.images.evaluation[self.images.rows[split]]
@@ -101,20 +92,6 @@ class FinishedRun:
             if classes.is_binary
             else ClassScores(classes.names, labels, calibrated, classes.melanoma),
         )
-
-    def float_logits(self, split: str) -> np.ndarray:
-        """Return the logits float64[n, K] of the Flax network for a split."""
-        mesh = parallel.make_mesh()
-        eval_step = parallel.map_eval_step(steps.make_eval_step(self.network), mesh)
-        logits = score(
-            eval_step,
-            parallel.replicate(mesh, self.variables),
-            self.images,
-            split,
-            mesh=mesh,
-            batch_size=self.config.eval_batch_size,
-        )
-        return logits.astype(np.float64)
 
 
 def open_run(workdir: Path, name: str, *, data_dir: str | None) -> FinishedRun:

@@ -122,11 +122,8 @@ def score_images(
 ) -> tuple[list[str], npt.NDArray[np.float64], list[str]]:
     """Score images in bounded memory and report those that cannot be read.
 
-    Args:
-        scorer: the model.
-        images: paths of images of any size, RGB, RGBA, grey or palette.
-        batch_size: images scored at a time; a last smaller batch is padded to it, so
-            that the model sees one shape only and is compiled once.
+    A last smaller batch is padded, so that the model sees one shape only and is
+    compiled once.
 
     Returns:
         The paths of the N images that could be read, in the order given; their
@@ -168,15 +165,15 @@ def score_images(
 def write_scores(
     path: str, scorer: Scorer, images: Sequence[str], scores: npt.NDArray[np.float64]
 ) -> None:
-    """Write the CSV, whole or not at all.
+    """Write the CSV of N images, whole or not at all; replace an earlier one.
 
     Numbers are written so that they read back exactly. A file name that is not UTF-8
     is written as the bytes it has.
 
     Args:
-        path: the CSV; replaced where it exists.
+        path: the CSV.
         scorer: the model, whose threshold decides.
-        images: paths of the N images.
+        images: their paths.
         scores: their P(class), float64 [N, K].
 
     Raises:
@@ -219,14 +216,14 @@ def check_output(path: str, *, images: Sequence[str]) -> None:
 
 
 def _number(kind: type, what: str, is_valid: Callable[[Any], bool]) -> Callable:
-    """Return a parser for argparse, which names `what` where a number is not valid."""
+    """Return a parser for argparse of a number that must be valid."""
 
     def parse(text: str) -> Any:
         if not is_valid(value := kind(text)):
             raise ValueError
         return value
 
-    # argparse says: "invalid number from 0 to 1 value".
+    # argparse says "invalid number from 0 to 1 value", taking what it says from here.
     parse.__name__ = what
     return parse
 

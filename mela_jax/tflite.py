@@ -211,28 +211,30 @@ class PhoneModel:
         """
         self._interpreter = Interpreter(model_content=content, num_threads=1)
         try:
-            self._runner = self._interpreter.get_signature_runner(SIGNATURE)
+            self._load()
         except ValueError as error:
-            raise UserError(_foreign(source, "it has no signature")) from error
+            raise UserError(
+                f"{source}: is a TFLite model, but not one of mela_jax: {error}; it "
+                f"takes one RGB image named {INPUT!r} and answers {LOGIT!r} and "
+                f"{PROBABILITY!r}"
+            ) from error
+
+    def _load(self) -> None:
+        if SIGNATURE not in self._interpreter.get_signature_list():
+            raise ValueError("it has no signature")
+        self._runner = self._interpreter.get_signature_runner(SIGNATURE)
         inputs = self._runner.get_input_details()
         outputs = self._runner.get_output_details()
         if list(inputs) != [INPUT]:
-            raise UserError(_foreign(source, f"its inputs are {', '.join(inputs)}"))
+            raise ValueError(f"its inputs are {', '.join(inputs)}")
         shape = [int(side) for side in inputs[INPUT]["shape"]]
         self._dtype = np.dtype(inputs[INPUT]["dtype"])
-        if (
-            len(shape) != 4
-            or shape[0] != 1
-            or shape[1] != shape[2]
-            or shape[3] != 3
-            or self._dtype.name not in INPUT_DTYPES
-        ):
-            raise UserError(
-                _foreign(source, f"its input is {self._dtype.name} {shape}")
-            )
+        square = [1, *2 * shape[1:2], 3]
+        if shape != square or self._dtype.name not in INPUT_DTYPES:
+            raise ValueError(f"its input is {self._dtype.name} {shape}")
         for name in (LOGIT, PROBABILITY):
             if name not in outputs or outputs[name]["dtype"] != np.float32:
-                raise UserError(_foreign(source, f"it has no float output {name}"))
+                raise ValueError(f"it has no float output {name}")
         self.image_size = shape[1]
         self.outputs = sorted(outputs)
         several = outputs.get(PROBABILITIES)
@@ -269,10 +271,3 @@ class PhoneModel:
             for name in (LOGIT, PROBABILITY, by_class)
         )
         return logits[:, 0], probabilities[:, 0], classes
-
-
-def _foreign(source: str, why: str) -> str:
-    return (
-        f"{source}: is a TFLite model, but not one of mela_jax: {why}; it takes one "
-        f"RGB image named {INPUT!r} and answers {LOGIT!r} and {PROBABILITY!r}"
-    )
