@@ -138,8 +138,8 @@ class Exporter:
     def _make(self, mode: str) -> tuple[bytes, dict[str, Answers], dict[str, Any]]:
         """Return a file without metadata, its answers by split, and how it was made.
 
-        For int8 that is the first recipe within the tolerance. Where none is: weights
-        alone in int8, and if that loses too much, float16.
+        For int8, recipes are tried until a file is within the tolerance. The last ones
+        are 8-bit weights alone and float16, which is taken in any case.
         """
         run, options = self._run, self._options
         makers: dict[str, Callable[[], bytes]] = {
@@ -147,36 +147,36 @@ class Exporter:
             "weight_int8": lambda: quantize.quantize_weights(self._float32),
             "float16": lambda: self._convert(float16=True),
         }
-        recipes, int8, ranges_from, attempts = [mode], {}, None, []
+        recipes, int8, calibration, attempts = [mode], {}, None, []
         if mode == "int8":
-            int8, ranges_from = self._int8_recipes()
+            int8, calibration = self._int8_recipes()
             recipes = [*int8, "weight_int8", "float16"]
-            makers |= int8
         for recipe in recipes:
-            content = makers[recipe]()
+            content = (makers | int8)[recipe]()
             val = answers.file_answers(run, content, "val")
-            if mode == "int8":
-                loss = answers.loss_on_validation(run, self._reference["val"], val)
-                within = (
-                    loss["roc_auc"] <= options.max_auc_loss
-                    and loss["specificity"] <= options.max_specificity_loss
-                )
-                attempts.append(
-                    {"recipe": recipe, "loss": loss, "within_tolerance": within}
-                )
-                if within:
-                    break
-                _say(f"int8: {recipe} lost too much on validation: {loss}")
+            if mode != "int8":
+                break
+            loss = answers.loss_on_validation(run, self._reference["val"], val)
+            within = (
+                loss["roc_auc"] <= options.max_auc_loss
+                and loss["specificity"] <= options.max_specificity_loss
+            )
+            attempts.append(
+                {"recipe": recipe, "loss": loss, "within_tolerance": within}
+            )
+            if within:
+                break
+            _say(f"int8: {recipe} lost too much on validation: {loss}")
         test = answers.file_answers(run, content, "test")
         about = {
             "recipe": recipe,
             "attempts": attempts,
-            "quantization_calibration": ranges_from if recipe in int8 else None,
+            "quantization_calibration": calibration if recipe in int8 else None,
         }
         return content, {"val": val, "test": test}, about
 
     def _int8_recipes(self) -> tuple[dict[str, Callable[[], bytes]], dict[str, Any]]:
-        """Return the makers of int8 files by recipe, and what sets their ranges."""
+        """Return makers of int8 files by recipe, and which images set the ranges."""
         run = self._run
         rows = quantize.choose_calibration_rows(
             run.images.rows["train"],
@@ -186,11 +186,10 @@ class Exporter:
             seed=run.config.seed,
         )
         ranges = quantize.calibrate(self._float32, run.images.evaluation[rows])
+        quantize_int8 = functools.partial(quantize.quantize_int8, self._float32, ranges)
+        recipes = quantize.int8_recipes(run.network).items()
         makers = {
-            name: functools.partial(
-                quantize.quantize_int8, self._float32, ranges, float_layers
-            )
-            for name, float_layers in quantize.int8_recipes(run.network).items()
+            name: functools.partial(quantize_int8, kept) for name, kept in recipes
         }
         return makers, {
             "images": len(rows),
@@ -215,12 +214,12 @@ class Exporter:
 
 
 def earlier_files(output: Path) -> dict[str, Any]:
-    """Return the files in metrics.json of earlier exports that are still as they were.
+    """Return what an earlier metrics.json says of files that are still as written.
 
-    Nor are there files of an older mela_jax, whose metadata `predict` would refuse.
+    Files of an older mela_jax, whose metadata `predict` would refuse, are left out.
 
     Raises:
-      UserError: it is damaged.
+      UserError: metrics.json is damaged.
     """
     path = output / "metrics.json"
     if not path.exists():

@@ -71,7 +71,7 @@ def find_images(sources: Sequence[str]) -> list[str]:
         UserError: a folder without images, or one that cannot be listed.
     """
     found: dict[str, str] = {}
-    for path in itertools.chain.from_iterable(map(_expand, sources)):
+    for path in (path for source in sources for path in _expand(source)):
         images = _images_below(path) if os.path.isdir(path) else [path]
         if not images:
             raise UserError(

@@ -162,9 +162,16 @@ def copy(exported: Path, workdir: Path) -> Path:
 
 
 def edit(path: Path, change) -> None:
-    content = read_json(path)
-    change(content)
-    path.write_text(json.dumps(content))
+    """Delete a file or folder, or change its text or its JSON object."""
+    if change is None:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return
+    text = path.read_text()
+    if isinstance(change, dict):
+        change = json.dumps(json.loads(text) | change)
+    elif isinstance(change, tuple):
+        change = text.replace(*change, 1)
+    path.write_text(change)
 
 
 def options_for(workdir: Path, *arguments: str):
@@ -184,26 +191,17 @@ def test_without_a_calibration_the_probability_is_the_score(
     exported, tmp_path, change, uncalibrated, why
 ):
     workdir = copy(exported, tmp_path / "older")
-    path = workdir / "student" / "calibration.json"
-    if change is None:
-        path.unlink()
-    else:
-        edit(path, lambda calibration: calibration.update(change))
-    edit(
-        workdir / "report" / "metrics.json",
-        lambda report: report["models"]["student"].update(uncalibrated=uncalibrated),
-    )
+    edit(workdir / "student/calibration.json", change)
+    report = read_json(workdir / "report/metrics.json")
+    report["models"]["student"]["uncalibrated"] = uncalibrated
+    edit(workdir / "report/metrics.json", report)
     # Nor did a run of that time know of several classes.
-    for path, within, keys in (
-        ("student/model.json", None, ("classes", "melanoma")),
-        ("config.json", "config", ("labels", "melanoma")),
-    ):
-        edit(
-            workdir / path,
-            lambda x, within=within, keys=keys: [
-                (x[within] if within else x).pop(key) for key in keys
-            ],
-        )
+    description = read_json(workdir / "student/model.json")
+    del description["classes"], description["melanoma"]
+    edit(workdir / "student/model.json", json.dumps(description))
+    record = read_json(workdir / "config.json")
+    del record["config"]["labels"], record["config"]["melanoma"]
+    edit(workdir / "config.json", json.dumps(record))
     older = open_run(workdir, "student", data_dir=None)
     metrics = Exporter(older, options_for(workdir), tmp_path).write(["float32"])
     entry = metrics["files"]["student_float32.tflite"]
@@ -302,54 +300,23 @@ def test_wrong_flags_are_refused_before_tensorflow_is_imported(
 
 
 @pytest.mark.parametrize(
-    "damage, flags, complaint",
+    "name, change, complaint",
     [
-        (lambda w: (w / "report/metrics.json").unlink(), [], "is not finished"),
-        (
-            lambda w: shutil.rmtree(w / "teacher"),
-            ["--model=teacher"],
-            "--model=teacher: .* has none",
-        ),
-        (
-            lambda w: edit(w / "student/model.json", lambda m: m.update(image_size=64)),
-            [],
-            "image_size 64, .* 32",
-        ),
-        (lambda w: (w / "config.json").write_text("{"), [], "is missing or damaged"),
-        (
-            lambda w: edit(
-                w / "config.json", lambda c: c["data"].update(fingerprint="0")
-            ),
-            [],
-            "not the images that .* --data_dir",
-        ),
-        (
-            lambda w: shutil.copyfile(
-                w / "predictions/student_test.csv", w / "predictions/student_val.csv"
-            ),
-            [],
-            "student_val.csv: holds other images",
-        ),
-        (
-            lambda w: (w / "predictions/student_val.csv").write_text(
-                (w / "predictions/student_val.csv").read_text().replace(",0,", ",1,", 1)
-            ),
-            [],
-            "student_val.csv: holds other images",
-        ),
-        (
-            lambda w: edit(
-                w / "student/calibration.json", lambda c: c.update(threshold=0.5)
-            ),
-            [],
-            "calibration.json: was fitted beside the threshold 0.5",
-        ),
+        ("report/metrics.json", None, "is not finished"),
+        ("student", None, "--model=student: .* has none"),
+        ("student/model.json", {"image_size": 64}, "image_size 64, .* 32"),
+        ("config.json", "{", "config.json: is missing or damaged"),
+        ("config.json", {"data": {"fingerprint": "0"}}, "not the .* --data_dir"),
+        ("predictions/student_val.csv", (",0,", ",1,"), "holds other images"),
+        ("predictions/student_val.csv", ("\n", "\nx,y,1,0.5\n"), "other images"),
+        ("student/calibration.json", {"threshold": 0.5}, "fitted .* threshold 0.5"),
     ],
 )
 def test_workdirs_that_cannot_be_exported_are_refused(
-    exported, tmp_path, capsys, monkeypatch, damage, flags, complaint
+    exported, tmp_path, capsys, monkeypatch, name, change, complaint
 ):
     # The devices of this process are chosen already.
     monkeypatch.setattr("mela_jax.parallel.set_up", lambda **_: None)
-    damage(workdir := copy(exported, tmp_path / "damaged"))
-    assert re.search(complaint, refusal(capsys, f"--workdir={workdir}", *flags))
+    workdir = copy(exported, tmp_path / "damaged")
+    edit(workdir / name, change)
+    assert re.search(complaint, refusal(capsys, f"--workdir={workdir}"))
