@@ -1,6 +1,7 @@
 """Make a model ready to score images: one of a finished run, or a file for the phone.
 
-A file for the phone needs NumPy and LiteRT alone: JAX is imported for a workdir only.
+What a model needs is imported when it is asked for: a file for the phone is scored
+without JAX, and a mistyped command line is answered without either.
 """
 
 import json
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mela_jax import tflite
 from mela_jax.errors import UserError
 
 DEFAULT_WHICH = "student"
@@ -142,6 +142,8 @@ def _scorer_of_run(workdir: Path, which: str, threshold: float | None) -> Scorer
 
 
 def _scorer_of_file(path: str, crop: str | None, threshold: float | None) -> Scorer:
+    from mela_jax import tflite
+
     content = tflite.read_model_file(path)
     try:
         metadata = tflite.read_metadata(content)

@@ -27,7 +27,7 @@ SIZE = tiny.IMAGE_SIZE
 MODES = ("float32", "float16", "weight_int8", "int8")
 SLOPE, INTERCEPT = CALIBRATION = (1.5, -0.25)
 # Of the logits; the network's lie some units apart.
-TOLERANCE = {"float32": 1e-4, "float16": 0.02, "weight_int8": 0.05, "int8": 0.1}
+TOLERANCE = {"float32": 1e-5, "float16": 0.02, "weight_int8": 0.05, "int8": 0.1}
 
 
 def images(count: int, size: int = SIZE) -> np.ndarray:
@@ -122,7 +122,7 @@ def test_a_plain_file_of_bytes_answers_as_the_network(network, variables, classe
     log_odds, probability, _ = model.score(images(6))
     assert "activation_map" not in model.outputs
     expected = classes.log_odds(apply(network, variables, images(6)).logits)
-    np.testing.assert_allclose(log_odds, expected, atol=1e-4)
+    np.testing.assert_allclose(log_odds, expected, atol=1e-5)
     np.testing.assert_allclose(probability, expit(log_odds), atol=1e-6)
 
 
