@@ -11,8 +11,7 @@ The weights are random: this file is timed, never believed.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -21,10 +20,11 @@ from mela_jax.errors import UserError
 from mela_jax.quiet import hide_chatter
 
 
-def build_twin(network: str, *, image_size: int) -> Any:
-    """Return the Keras model: the body, global average pooling, one logit.
+def convert_twin(network: str, *, image_size: int) -> bytes:
+    """Return a float32 .tflite file of Keras' body, global average pooling, one logit.
 
-    Like our files it takes raw RGB and answers a logit and a probability.
+    Like our files it takes one raw RGB image, [1, image_size, image_size, 3], and
+    answers a logit and a probability.
 
     Args:
       network: a name of `mela_jax.models.zoo`.
@@ -34,8 +34,9 @@ def build_twin(network: str, *, image_size: int) -> Any:
       UserError: keras.applications has no such network.
     """
     import keras
+    import tensorflow as tf
 
-    bodies: dict[str, Callable[..., Any]] = {
+    bodies = {
         "mobilenet_v3_small": keras.applications.MobileNetV3Small,
         "mobilenet_v3_large": keras.applications.MobileNetV3Large,
     }
@@ -48,14 +49,7 @@ def build_twin(network: str, *, image_size: int) -> Any:
     features = keras.layers.GlobalAveragePooling2D()(body.output)
     logit = keras.layers.Dense(1, name="logit")(features)
     probability = keras.layers.Activation("sigmoid", name="probability")(logit)
-    return keras.Model(image, [logit, probability])
-
-
-def convert_twin(network: str, *, image_size: int) -> bytes:
-    """Return the twin as a float32 .tflite file, by TFLiteConverter."""
-    import tensorflow as tf
-
-    model = build_twin(network, image_size=image_size)
+    model = keras.Model(image, [logit, probability])
     return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
 
 
@@ -75,11 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def command() -> int:
-    """Run the command line of this process and return its exit status."""
-    hide_chatter()
-    return main()
-
-
 if __name__ == "__main__":
-    sys.exit(command())
+    hide_chatter()
+    sys.exit(main())

@@ -1,13 +1,11 @@
 """From a float .tflite file to one with 8-bit weights, or 8-bit arithmetic.
 
-litert-quantizer does the work, not TensorFlow's QuantizationDebugger: it works on the
-converted file, so that all files of an export share one graph; a layer is chosen by a
-pattern on its name; and the range of an activation is what the calibration saw, which
-the other one smooths.
+litert-quantizer does it, not TensorFlow's QuantizationDebugger: it works on the
+converted file, so that all files of an export share one graph; layers are chosen by
+patterns on their names; and ranges are what the calibration saw, not smoothed.
 """
 
 import contextlib
-import dataclasses
 import io
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter
 from litert_quantizer import calibrator, qtyping, quantizer, recipe_manager
 from litert_quantizer.algorithm_manager import AlgorithmName
 from litert_quantizer.utils import qsv_utils
@@ -60,32 +59,19 @@ _MORE_FLOAT_LAYERS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Which layers of an int8 file stay float.
-
-    Attributes:
-      name: as metrics.json has it.
-      float_layers: patterns on the names of a layer's output.
-    """
-
-    name: str
-    float_layers: tuple[str, ...]
-
-
-def int8_recipes(network: nn.Module) -> tuple[Recipe, ...]:
+def int8_recipes(network: nn.Module) -> dict[str, tuple[str, ...]]:
     """Return the recipes to be tried in this order until a file is within tolerance.
 
     Args:
       network: the `Classifier` that the float file was made of.
+
+    Returns:
+      Name -> patterns on the names of the outputs of the layers that stay float.
     """
     # Between the network and a part stands the method that calls it.
     parts = (rf".*/{re.escape(part)}.*" for part in float_parts(network))
     layers = (*_FLOAT_LAYERS, *parts)
-    return (
-        Recipe("int8", layers),
-        Recipe("int8_more_float", (*layers, *_MORE_FLOAT_LAYERS)),
-    )
+    return {"int8": layers, "int8_more_float": (*layers, *_MORE_FLOAT_LAYERS)}
 
 
 def choose_calibration_rows(
@@ -122,17 +108,13 @@ def choose_calibration_rows(
 
 
 def calibrate(float_model: bytes, images: np.ndarray) -> Ranges:
-    """Return the smallest and largest value of every tensor over some images.
+    """Return the extremes of every tensor of a float32 file over uint8[m, S, S, 3] RGB.
 
     A tensor that was 0 on all of them, such as what a dead ReLU leaves, gets the range
     from 0 to 1: its own would make a scale of 1e-12, and given such a scale XNNPACK's
     kernels write past their buffers.
-
-    Args:
-      float_model: a float32 file.
-      images: uint8[m, S, S, 3], RGB.
     """
-    dtype = _input_dtype(float_model)
+    dtype = Interpreter(model_content=float_model).get_input_details()[0]["dtype"]
     data = [{INPUT: image[None].astype(dtype)} for image in images]
     with _quiet():
         found = calibrator.Calibrator(
@@ -141,7 +123,7 @@ def calibrate(float_model: bytes, images: np.ndarray) -> Ranges:
             # The default is a moving average, which forgets the extremes.
             qsv_update_func=qsv_utils.min_max_update,
         )
-        found.calibrate({SIGNATURE: data}, _int8_rules(float_layers=()))
+        found.calibrate({SIGNATURE: data}, _int8_rules(()))
     ranges = found.get_model_qsvs()
     for extremes in ranges.values():
         if np.abs([extremes["min"], extremes["max"]]).max() < _DEAD:
@@ -149,52 +131,44 @@ def calibrate(float_model: bytes, images: np.ndarray) -> Ranges:
     return ranges
 
 
-def quantize_int8(float_model: bytes, ranges: Ranges, recipe: Recipe) -> bytes:
-    """Return the model in 8-bit arithmetic, but for the layers of the recipe.
+def quantize_int8(
+    float_model: bytes, ranges: Ranges, float_layers: tuple[str, ...]
+) -> bytes:
+    """Return the model in 8-bit arithmetic, but for the layers that stay float.
 
     Weights are symmetric with a scale per output channel, activations asymmetric with
-    one scale per tensor.
-
-    Args:
-      float_model: a float32 file.
-      ranges: from `calibrate` with the same file.
-      recipe: what stays float.
+    one scale per tensor. The ranges are those of `calibrate` for the same file.
     """
-    rules = _int8_rules(float_layers=recipe.float_layers)
-    return _quantize(float_model, rules, dict(ranges))
+    return _quantize(float_model, _int8_rules(float_layers), dict(ranges))
 
 
 def quantize_weights(float_model: bytes) -> bytes:
     """Return the model with 8-bit weights that compute in float32."""
     rules = recipe_manager.RecipeManager()
-    rules.add_weight_only_config(
-        regex=".*", operation_name=Operation.ALL_SUPPORTED, num_bits=8
-    )
-    rules.add_quantization_config(
-        regex=".*",
-        operation_name=Operation.FULLY_CONNECTED,
-        algorithm_key=AlgorithmName.NO_QUANTIZE,
-    )
+    rules.add_weight_only_config(".*", Operation.ALL_SUPPORTED, num_bits=8)
+    _keep_float(rules, ".*", Operation.FULLY_CONNECTED)
     return _quantize(float_model, rules, None)
 
 
-def _int8_rules(*, float_layers: tuple[str, ...]) -> recipe_manager.RecipeManager:
+def _int8_rules(float_layers: tuple[str, ...]) -> recipe_manager.RecipeManager:
     # Later rules go before earlier ones.
     rules = recipe_manager.RecipeManager()
     rules.add_static_config(
-        regex=".*",
-        operation_name=Operation.ALL_SUPPORTED,
-        activation_num_bits=8,
-        weight_num_bits=8,
+        ".*", Operation.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8
     )
-    keep_float = AlgorithmName.NO_QUANTIZE
     for operation in _FLOAT_OPERATIONS:
-        rules.add_quantization_config(".*", operation, algorithm_key=keep_float)
+        _keep_float(rules, ".*", operation)
     for pattern in float_layers:
-        rules.add_quantization_config(
-            pattern, Operation.ALL_SUPPORTED, algorithm_key=keep_float
-        )
+        _keep_float(rules, pattern, Operation.ALL_SUPPORTED)
     return rules
+
+
+def _keep_float(
+    rules: recipe_manager.RecipeManager, pattern: str, operation: Operation
+) -> None:
+    rules.add_quantization_config(
+        pattern, operation, algorithm_key=AlgorithmName.NO_QUANTIZE
+    )
 
 
 def _quantize(
@@ -204,13 +178,6 @@ def _quantize(
         tool = quantizer.Quantizer(float_model, rules.get_quantization_recipe())
         result = tool.quantize(ranges)
     return bytes(result.quantized_model)
-
-
-def _input_dtype(model: bytes) -> np.dtype:
-    from ai_edge_litert.interpreter import Interpreter
-
-    details = Interpreter(model_content=model).get_input_details()
-    return np.dtype(details[0]["dtype"])
 
 
 @contextlib.contextmanager

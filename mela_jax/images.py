@@ -1,7 +1,7 @@
 """The images of a run: found, decoded once, labelled and split by lesion."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mela_jax import parallel, run_record
 from mela_jax.config import expand_user
-from mela_jax.data.cache import open_cache
+from mela_jax.data.cache import ImageCache, open_cache
 from mela_jax.data.load import load_records
 from mela_jax.data.records import Record
 from mela_jax.data.splits import (
@@ -59,7 +59,7 @@ def find_records(config: ConfigDict) -> list[Record]:
     """Return the images of the data set, not decoded.
 
     Raises:
-      UserError: when they are not there, or not as they should be.
+      UserError: they are not there, or not as they should be.
     """
     data = config.data
     if not data.dir:
@@ -77,46 +77,16 @@ def find_records(config: ConfigDict) -> list[Record]:
 
 def load_images(config: ConfigDict, workdir: Path) -> tuple[list[Record], Images]:
     """Find the images, decode them once and split them by lesion."""
-    data = config.data
     records = find_records(config)
-    caches = {
-        size: open_cache(
-            records,
-            size=size,
-            crop=config.crop,
-            directory=expand_user(data.cache_dir),
-            on_bad_image=data.on_bad_image,
-        )
-        for size in {config.image_size, data.train_size or config.image_size}
-    }
+    caches = decode(config, records)
     readable = caches[config.image_size].readable
     usable = [r for r, ok in zip(records, readable, strict=True) if ok]
     run_record.claim(workdir, config, usable)
     splits = split_records(config, usable)
     if parallel.is_main_process():
         write_splits(workdir / "splits.csv", usable, splits)
-    classes = make_label_space(config.labels, usable, melanoma=config.melanoma)
-    labels = np.zeros(len(records), np.int32)
-    labels[readable] = class_labels(classes, usable)
-    rows = {
-        split: np.array(
-            [
-                row
-                for row, r in enumerate(records)
-                if readable[row] and splits[r.image_id] == split
-            ],
-            np.int64,
-        )
-        for split in SPLITS
-    }
-    images = Images(
-        train=caches[data.train_size or config.image_size].images,
-        evaluation=caches[config.image_size].images,
-        labels=labels,
-        rows=rows,
-        classes=classes,
-    )
-    for split, members in rows.items():
+    images = make_images(config, records, caches, splits)
+    for split, members in images.rows.items():
         logging.info(
             "%s: %d images, %d melanomas",
             split,
@@ -124,6 +94,41 @@ def load_images(config: ConfigDict, workdir: Path) -> tuple[list[Record], Images
             images.melanoma[members].sum(),
         )
     return records, images
+
+
+def decode(config: ConfigDict, records: Sequence[Record]) -> dict[int, ImageCache]:
+    """Return the squares of the records by size: for training, and for evaluation."""
+    return {
+        size: open_cache(
+            records,
+            size=size,
+            crop=config.crop,
+            directory=expand_user(config.data.cache_dir),
+            on_bad_image=config.data.on_bad_image,
+        )
+        for size in {config.image_size, config.data.train_size or config.image_size}
+    }
+
+
+def make_images(
+    config: ConfigDict,
+    records: Sequence[Record],
+    caches: Mapping[int, ImageCache],
+    splits: Mapping[str, str],
+) -> Images:
+    """Label the images of `decode`; those not in {image_id: split} are in no split."""
+    split_of = np.array([splits.get(r.image_id, "") for r in records])
+    known = [r for r in records if r.image_id in splits]
+    classes = make_label_space(config.labels, known, melanoma=config.melanoma)
+    labels = np.zeros(len(records), np.int32)
+    labels[split_of != ""] = class_labels(classes, known)
+    return Images(
+        train=caches[config.data.train_size or config.image_size].images,
+        evaluation=caches[config.image_size].images,
+        labels=labels,
+        rows={split: np.flatnonzero(split_of == split) for split in SPLITS},
+        classes=classes,
+    )
 
 
 def split_records(config: ConfigDict, records: Sequence[Record]) -> dict[str, str]:

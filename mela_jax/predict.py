@@ -17,12 +17,11 @@ import argparse
 import csv
 import glob
 import io
+import itertools
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +31,10 @@ from mela_jax.atomic import write_atomically
 from mela_jax.data.image_io import CROPS, EXTENSIONS, BadImageError, load_square
 from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import PREFIX
+from mela_jax.inference import DEFAULT_WHICH, Scorer, make_scorer
 from mela_jax.quiet import hide_chatter
 
 COLUMNS = ("image", "score", "threshold", "decision")
-DEFAULT_WHICH = "student"
 FLAGGED = "flagged"
 NOT_FLAGGED = "not_flagged"
 
@@ -47,10 +46,6 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 NOT_A_DIAGNOSIS = (
     "A score is not a diagnosis: show a mole that changes or worries you to a doctor, "
     "whatever its score."
-)
-_WANTED = (
-    "give the --workdir of a finished mela_jax.main run, or a .tflite file of "
-    "export.to_tflite"
 )
 EPILOG = f"""\
 exit status:
@@ -64,103 +59,6 @@ exit status:
 """
 
 
-class Scorer(Protocol):
-    """A model ready to score, with all it needs to know about its images."""
-
-    @property
-    def image_size(self) -> int:
-        """Side S of the square images it takes, in pixels."""
-        ...
-
-    @property
-    def crop(self) -> str:
-        """How a photograph becomes a square: "center" or "pad"."""
-        ...
-
-    @property
-    def threshold(self) -> float:
-        """Its operating point, chosen on validation data: score >= it is flagged."""
-        ...
-
-    def score(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-        """Return P(melanoma), float64 [B], for RGB images, uint8 [B, S, S, 3]."""
-        ...
-
-
-@runtime_checkable
-class ClassScorer(Protocol):
-    """What a `Scorer` has besides where it tells several diagnoses apart."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of its K classes; no diagnoses are written where there is one."""
-        ...
-
-    @property
-    def melanoma(self) -> int:
-        """Index of the class that is melanoma."""
-        ...
-
-    def score_classes(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-        """Return P(class), float64 [B, K], for RGB images, uint8 [B, S, S, 3]."""
-        ...
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What became of a list of images.
-
-    Attributes:
-        images: path of each scored image, in the order given.
-        values: float64 [N], P(melanoma) of each.
-        unreadable: for each image that could not be read a line with its path and why.
-        classes: name -> P(class), float64 [N], where several diagnoses were scored.
-    """
-
-    images: list[str]
-    values: npt.NDArray[np.float64]
-    unreadable: list[str]
-    classes: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-
-
-def make_scorer(
-    model: str, *, which: str | None = None, crop: str | None = None
-) -> Scorer:
-    """Return the scorer for what `model` names.
-
-    Args:
-        model: a finished working folder of mela_jax.main, or a .tflite file.
-        which: of a folder, the name of one of its models; the student when None.
-        crop: of a .tflite file without metadata, "center" or "pad".
-
-    Raises:
-        UserError: there is no such folder or file, it is not finished or damaged, it
-            holds no such model, or an option does not go with it.
-    """
-    if not os.path.exists(model):
-        raise UserError(f"--model: there is no {model}; {_WANTED}")
-    if os.path.isdir(model):
-        if crop:
-            raise UserError(f"--crop: {model} knows its own crop; leave --crop out")
-        # Imported here because it brings JAX along, which a model file for the phone
-        # is scored without.
-        from mela_jax.inference import load_scorer
-
-        return load_scorer(model, which or DEFAULT_WHICH)
-    if Path(model).suffix.lower() != ".tflite":
-        raise UserError(
-            f"--model: {model} is neither a folder nor a .tflite file; {_WANTED}"
-        )
-    if which:
-        raise UserError(
-            f"--which={which} chooses among the models of a workdir, and {model} is "
-            "one model; leave --which out"
-        )
-    from mela_jax import tflite
-
-    return tflite.Scorer(model, crop=crop)
-
-
 def find_images(sources: Sequence[str]) -> list[str]:
     """Return the images that files, folders and patterns name, each once.
 
@@ -169,23 +67,19 @@ def find_images(sources: Sequence[str]) -> list[str]:
     its extension, even where it does not exist: reading it reports that. A pattern
     with wildcards, which shells leave alone after ``--images=``, is expanded.
 
-    Args:
-        sources: paths or patterns, at least one.
-
     Raises:
         UserError: a folder without images, or one that cannot be listed.
     """
     found: dict[str, str] = {}
-    for source in sources:
-        for path in _expand(source):
-            images = _images_below(path) if os.path.isdir(path) else [path]
-            if not images:
-                raise UserError(
-                    f"--images: no images in {path}; give a folder with "
-                    f"{', '.join(EXTENSIONS)} files"
-                )
-            for image in images:
-                found.setdefault(os.path.abspath(image), image)
+    for path in (path for source in sources for path in _expand(source)):
+        images = _images_below(path) if os.path.isdir(path) else [path]
+        if not images:
+            raise UserError(
+                f"--images: no images in {path}; give a folder with "
+                f"{', '.join(EXTENSIONS)} files"
+            )
+        for image in images:
+            found.setdefault(os.path.abspath(image), image)
     return list(found.values())
 
 
@@ -223,87 +117,77 @@ def _images_below(folder: str) -> list[str]:
     return sorted(images)
 
 
-def score_images(scorer: Scorer, images: Sequence[str], *, batch_size: int) -> Scores:
+def score_images(
+    scorer: Scorer, images: Sequence[str], *, batch_size: int
+) -> tuple[list[str], npt.NDArray[np.float64], list[str]]:
     """Score images in bounded memory and report those that cannot be read.
 
-    Args:
-        scorer: the model.
-        images: paths of images of any size, RGB, RGBA, grey or palette.
-        batch_size: images scored at a time; a last smaller batch is padded to it, so
-            that the model sees one shape only and is compiled once.
+    A last smaller batch is padded, so that the model sees one shape only and is
+    compiled once.
+
+    Returns:
+        The paths of the N images that could be read, in the order given; their
+        P(class), float64 [N, K]; for each of the others a line with its path and why.
 
     Raises:
         UserError: the model gave a score that is not a number from 0 to 1.
     """
-    side = scorer.image_size
-    class_scorer = scorer if isinstance(scorer, ClassScorer) else None
-    if class_scorer and len(class_scorer.classes) == 1:
-        class_scorer = None
-    batch = np.zeros((batch_size, side, side, 3), np.uint8)
-    scored: list[str] = []
-    values: list[npt.NDArray[np.float64]] = []
-    unreadable: list[str] = []
+    unreadable = []
 
-    def flush() -> None:
-        pending = scored[len(values) :]
-        result = (
-            class_scorer.score_classes(batch)
-            if class_scorer
-            else scorer.score(batch)[:, None]
-        )
-        for image, row in zip(pending, result[: len(pending)], strict=True):
+    def read() -> Iterator[tuple[str, np.ndarray]]:
+        for image in tqdm(images, unit="image", disable=None):
+            try:
+                square = load_square(image, size=scorer.image_size, crop=scorer.crop)
+            except BadImageError as error:
+                unreadable.append(str(error))
+            else:
+                yield image, square
+
+    readable = read()
+    batch = np.zeros((batch_size, *2 * [scorer.image_size], 3), np.uint8)
+    scored: list[str] = []
+    probabilities = [np.empty((0, len(scorer.classes)))]
+    while pending := list(itertools.islice(readable, batch_size)):
+        batch[: len(pending)] = [square for _, square in pending]
+        found = scorer.score(batch)[: len(pending)]
+        for (image, _), row in zip(pending, found, strict=True):
             wrong = row[~((row >= 0) & (row <= 1))]
             if wrong.size:
                 raise UserError(
                     f"the model gave {_shown(image)} the score {wrong[0]}, which is not"
                     " a number from 0 to 1; its training went wrong, choose another"
                 )
-            values.append(row)
-
-    for image in tqdm(images, unit="image", disable=None):
-        try:
-            pixels = load_square(image, size=side, crop=scorer.crop)
-        except BadImageError as error:
-            unreadable.append(str(error))
-            continue
-        batch[len(scored) - len(values)] = pixels
-        scored.append(image)
-        if len(scored) - len(values) == batch_size:
-            flush()
-    if len(scored) > len(values):
-        flush()
-    found = np.asarray(values, np.float64)
-    if class_scorer is None or not scored:
-        return Scores(scored, found.ravel(), unreadable)
-    classes = dict(zip(class_scorer.classes, found.T, strict=True))
-    return Scores(scored, found[:, class_scorer.melanoma], unreadable, classes)
+            scored.append(image)
+        probabilities.append(found)
+    return scored, np.concatenate(probabilities), unreadable
 
 
-def write_scores(path: str, scores: Scores, *, threshold: float) -> None:
-    """Write the CSV, whole or not at all.
+def write_scores(
+    path: str, scorer: Scorer, images: Sequence[str], scores: npt.NDArray[np.float64]
+) -> None:
+    """Write the CSV of N images, whole or not at all; replace an earlier one.
 
     Numbers are written so that they read back exactly. A file name that is not UTF-8
     is written as the bytes it has.
 
     Args:
-        path: the CSV; replaced where it exists.
-        scores: the images and their scores.
-        threshold: score >= threshold is flagged.
+        path: the CSV.
+        scorer: the model, whose threshold decides.
+        images: their paths.
+        scores: their P(class), float64 [N, K].
 
     Raises:
         UserError: the file cannot be written, or the disk is full.
     """
+    classes = scorer.classes if len(scorer.classes) > 1 else ()
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*COLUMNS, *(PREFIX + name for name in scores.classes)))
-    by_class = [column.tolist() for column in scores.classes.values()]
-    for image, value, *row in zip(
-        scores.images, scores.values.tolist(), *by_class, strict=True
-    ):
-        decision = FLAGGED if value >= threshold else NOT_FLAGGED
-        writer.writerow(
-            (image, repr(value), repr(threshold), decision, *map(repr, row))
-        )
+    writer.writerow((*COLUMNS, *(PREFIX + name for name in classes)))
+    for image, row in zip(images, scores.tolist(), strict=True):
+        score = row[scorer.melanoma]
+        decision = FLAGGED if score >= scorer.threshold else NOT_FLAGGED
+        by_class = row if classes else ()
+        writer.writerow((image, score, scorer.threshold, decision, *by_class))
     write_atomically(
         os.path.realpath(path), text.getvalue().encode("utf-8", "surrogateescape")
     )
@@ -312,52 +196,36 @@ def write_scores(path: str, scores: Scores, *, threshold: float) -> None:
 def check_output(path: str, *, images: Sequence[str]) -> None:
     """Refuse an output that could not be written, before any time is spent.
 
-    Args:
-        path: the CSV to be written.
-        images: the images, none of which it may replace.
-
     Raises:
         UserError: its folder is missing or closed to us, or it is not a plain file, or
             it is one of the images.
     """
-    folder = os.path.dirname(os.path.realpath(path))
-    if not os.path.isdir(folder):
-        raise UserError(
-            f"--output: there is no folder {folder}; create it or choose another"
-        )
-    if os.path.lexists(path) and not os.path.isfile(path):
-        raise UserError(f"--output: {path} is not a plain file; name a CSV file")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(
-            f"--output: {folder} may not be written to; choose another folder"
-        )
     real = os.path.realpath(path)
-    if any(os.path.realpath(image) == real for image in images):
-        raise UserError(
-            f"--output: {path} is one of the images and would be overwritten; "
-            "name a CSV file"
-        )
+    folder = os.path.dirname(real)
+    if not os.path.isdir(folder):
+        wrong = f"there is no folder {folder}; create it or choose another"
+    elif os.path.lexists(path) and not os.path.isfile(path):
+        wrong = f"{path} is not a plain file; name a CSV file"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        wrong = f"{folder} may not be written to; choose another folder"
+    elif real in map(os.path.realpath, images):
+        wrong = f"{path} is one of the images and would be overwritten; name a CSV file"
+    else:
+        return
+    raise UserError(f"--output: {wrong}")
 
 
-def _threshold(text: str) -> float:
-    """Parse a threshold from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value
+def _number(kind: type, what: str, is_valid: Callable[[Any], bool]) -> Callable:
+    """Return a parser for argparse of a number that must be valid."""
 
+    def parse(text: str) -> Any:
+        if not is_valid(value := kind(text)):
+            raise ValueError
+        return value
 
-def _batch_size(text: str) -> int:
-    """Parse a number of images, at least 1."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-# argparse puts a parser's name into its message: "invalid number from 0 to 1 value".
-_threshold.__name__ = "number from 0 to 1"
-_batch_size.__name__ = "whole number above 0"
+    # argparse says "invalid number from 0 to 1 value", taking what it says from here.
+    parse.__name__ = what
+    return parse
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -370,14 +238,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--model",
         required=True,
         metavar="WORKDIR_OR_TFLITE",
         help="the --workdir of a finished mela_jax.main run, or a .tflite file of "
         "export.to_tflite, which is scored by its own operating point",
     )
-    parser.add_argument(
+    add(
         "--images",
         required=True,
         nargs="+",
@@ -386,45 +255,36 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="folders (searched with the folders below them for "
         f"{' '.join(EXTENSIONS)}, any case) and image files",
     )
-    parser.add_argument(
-        "--output", required=True, metavar="CSV", help="the CSV file to write"
-    )
-    parser.add_argument(
+    add("--output", required=True, metavar="CSV", help="the CSV file to write")
+    add(
         "--which",
         metavar="NAME",
         help="which of a workdir's models scores: student, teacher, teacher_2, ...; "
         f"baseline is the student without distillation (default: {DEFAULT_WHICH})",
     )
-    parser.add_argument(
+    add(
         "--crop",
         choices=CROPS,
         help="how a photograph becomes a square, for a .tflite file without metadata; "
         "every other model knows it",
     )
-    parser.add_argument(
+    add(
         "--threshold",
-        type=_threshold,
+        type=_number(float, "number from 0 to 1", lambda value: 0 <= value <= 1),
         metavar="T",
         help="flag scores >= T (default: the operating point chosen on the model's "
         "validation images)",
     )
-    parser.add_argument(
+    add(
         "--batch_size",
-        type=_batch_size,
+        type=_number(int, "whole number above 0", lambda value: value > 0),
         default=32,
         metavar="N",
         help="images scored at a time (default: %(default)s)",
     )
-    return parser.parse_args(list(_split_images(arguments)))
-
-
-def _split_images(arguments: Sequence[str]) -> Iterator[str]:
-    """Turn ``--images=A B`` into ``--images A B``; argparse would refuse the B."""
-    for argument in arguments:
-        if argument.startswith("--images="):
-            yield from argument.split("=", 1)
-        else:
-            yield argument
+    # `--images=A B` as `--images A B`: argparse would refuse the B.
+    split = (a.split("=", 1) if a.startswith("--images=") else [a] for a in arguments)
+    return parser.parse_args(list(itertools.chain.from_iterable(split)))
 
 
 def _shown(text: str) -> str:
@@ -442,40 +302,36 @@ def _run(options: argparse.Namespace) -> int:
     output = os.path.expanduser(options.output)
     images = find_images(options.images)
     check_output(output, images=images)
-    model = os.path.expanduser(options.model)
-    scorer = make_scorer(model, which=options.which, crop=options.crop)
-    threshold = (
-        scorer.threshold if options.threshold is None else float(options.threshold)
+    scorer = make_scorer(
+        os.path.expanduser(options.model),
+        which=options.which,
+        crop=options.crop,
+        threshold=options.threshold,
     )
-    scores = score_images(scorer, images, batch_size=options.batch_size)
-    for line in scores.unreadable:
+    scored, scores, unreadable = score_images(
+        scorer, images, batch_size=options.batch_size
+    )
+    for line in unreadable:
         _complain(f"cannot read {line}")
-    if scores.images:
-        write_scores(output, scores, threshold=threshold)
-        is_file = model.lower().endswith(".tflite")
-        which = f"the {options.which or DEFAULT_WHICH}"
-        scored_by = _shown(os.path.basename(model)) if is_file else which
-        num_flagged = int(np.count_nonzero(scores.values >= threshold))
+    if scored:
+        write_scores(output, scorer, scored, scores)
+        num_flagged = np.count_nonzero(scores[:, scorer.melanoma] >= scorer.threshold)
         print(
-            f"{_shown(output)}: {len(scores.images)} images scored by {scored_by}, "
-            f"{num_flagged} flagged at threshold {threshold:.4g}"
+            f"{_shown(output)}: {len(scored)} images scored by {_shown(scorer.name)}, "
+            f"{num_flagged} flagged at threshold {scorer.threshold:.4g}"
         )
         print(NOT_A_DIAGNOSIS)
-    if not scores.unreadable:
+    if not unreadable:
         return ALL_SCORED
     _complain(
-        f"{len(scores.unreadable)} of {len(images)} images could not be read; "
-        + ("the others are scored" if scores.images else "nothing was written")
+        f"{len(unreadable)} of {len(images)} images could not be read; "
+        + ("the others are scored" if scored else "nothing was written")
     )
     return SOME_UNREADABLE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status, as ``--help`` lists them.
-
-    Args:
-        arguments: the words after the program's name; those of the process when None.
-    """
+    """Run the command line and return its exit status, as ``--help`` lists them."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(options)

@@ -72,9 +72,7 @@ class Table:
     ) -> Iterator[tuple[str, dict[str, str]]]:
         """Yield for each row its place, and its cells under the names asked for.
 
-        Args:
-            required: columns that must be there, spelt in any way.
-            optional: columns whose cells are empty where the table lacks them.
+        Columns may be spelt in any way; cells of absent optional ones are empty.
 
         Raises:
             UserError: as `require`.
@@ -97,37 +95,32 @@ def read_table(path: str | os.PathLike[str]) -> Table:
         UserError: the file cannot be read or is no such table; the message says where.
     """
     path = Path(path)
-    rows = list(_rows(path))
-    if not rows:
+    lines, cells = _read_cells(path)
+    if not cells:
         raise UserError(
             f"{path}: is empty; a table starts with the names of its columns"
         )
-    columns = tuple(rows[0][1])
-    twice = [name for name, count in Counter(columns).items() if count > 1 and name]
-    if twice:
-        raise UserError(f"{path}: has the column {twice[0]!r} twice; keep one of them")
-    if len(rows) == 1:
+    columns, *cells = cells
+    for name, count in Counter(columns).items():
+        if count > 1 and name:
+            raise UserError(f"{path}: has the column {name!r} twice; keep one of them")
+    if not cells:
         raise UserError(f"{path}: has a header and no rows")
-    for line, cells in rows[1:]:
-        if any(cells[len(columns) :]):
+    rows = []
+    for line, row in zip(lines[1:], cells, strict=True):
+        if any(row[len(columns) :]):
             raise UserError(
-                f"{path}, line {line}: has {len(cells)} cells, the header has"
+                f"{path}, line {line}: has {len(row)} cells, the header has"
                 f" {len(columns)}; put a cell with a separator in it into quotes"
             )
-    return Table(
-        path,
-        columns,
         # Cells that are absent at the end of a line are empty.
-        [
-            dict(itertools.zip_longest(columns, cells[: len(columns)], fillvalue=""))
-            for _, cells in rows[1:]
-        ],
-        [line for line, _ in rows[1:]],
-    )
+        found = itertools.zip_longest(columns, row[: len(columns)], fillvalue="")
+        rows.append(dict(found))
+    return Table(path, tuple(columns), rows, lines[1:])
 
 
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Return each line that is not blank with its number, cut into stripped cells."""
+def _read_cells(path: Path) -> tuple[list[int], list[list[str]]]:
+    """Return the numbers of the lines that are not blank, and their stripped cells."""
     try:
         content = path.read_bytes()
         utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -144,21 +137,6 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
     if "\0" in text:
         raise UserError(f"{path}: holds NUL bytes, so it is no text; save it as CSV")
     header = next((line for line in text.splitlines() if line.strip()), "")
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=_separator(header, path),
-        skipinitialspace=True,
-        strict=True,
-    )
-    try:
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-    return [(line, cells) for line, cells in rows if any(cells)]
-
-
-def _separator(header: str, path: Path) -> str:
-    """Return what separates the names in a header."""
     counts = {separator: header.count(separator) for separator in SEPARATORS}
     most = max(counts.values())
     found = [separator for separator, count in counts.items() if count == most]
@@ -167,7 +145,22 @@ def _separator(header: str, path: Path) -> str:
             f"{path}: the header has as many {' as '.join(map(repr, found))}; separate"
             " the names of the columns by one of them"
         )
-    return found[0]
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=found[0],
+        skipinitialspace=True,
+        strict=True,
+    )
+    lines, cells = [], []
+    try:
+        for row in reader:
+            row = [cell.strip() for cell in row]
+            if any(row):
+                lines.append(reader.line_num)
+                cells.append(row)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+    return lines, cells
 
 
 def _plain(name: str) -> str:

@@ -36,8 +36,8 @@ _IDENTIFIER = b"TFL3"
 def read_model_file(path: str | os.PathLike[str]) -> bytes:
     """Return the content of a whole .tflite file.
 
-    The runtime trusts what a file says about its own extent, so a file that was cut
-    off must be found out before it is run.
+    The runtime trusts what a file says about its own extent, so one that was cut off
+    must be found out before it is run.
 
     Raises:
         UserError: the file cannot be read, is no TFLite model, or is damaged.
@@ -56,80 +56,69 @@ def read_model_file(path: str | os.PathLike[str]) -> bytes:
     try:
         model = flatbuffer_utils.convert_bytearray_to_object(content)
         ends = [b.offset + b.size for b in model.buffers if b.offset]
-        whole = bool(model.subgraphs) and max(ends, default=0) <= len(content)
-        if whole:
-            # The runtime's own verification of the tables.
-            Interpreter(model_content=content)
+        if not model.subgraphs or max(ends, default=0) > len(content):
+            raise ValueError("not a whole model")
+        # The runtime's own verification of the tables.
+        Interpreter(model_content=content)
     except Exception as error:
         # A flatbuffer that points outside itself fails in many ways.
-        raise UserError(_damaged(path)) from error
-    if not whole:
-        raise UserError(_damaged(path))
+        raise UserError(
+            f"{path}: is damaged or was cut off (it is not a whole TFLite model); copy "
+            "or export it again"
+        ) from error
     return content
 
 
 def read_metadata(content: bytes) -> dict[str, Any] | None:
-    """Return the metadata inside a model, or None where it holds none of this project.
-
-    Args:
-        content: a whole file, from `read_model_file`.
+    """Return the metadata inside a whole model, or None without any of this project.
 
     Raises:
         UserError: there is metadata, but it is damaged or of another version.
     """
-    model = schema.Model.GetRootAs(content, 0)
-    for i in range(model.MetadataLength()):
-        entry = model.Metadata(i)
-        if entry.Name() != METADATA_NAME.encode():
-            continue
-        buffer = model.Buffers(entry.Buffer())
-        if buffer.Offset():
-            data = content[buffer.Offset() : buffer.Offset() + buffer.Size()]
-        else:
-            data = bytes(buffer.DataAsNumpy())
-        try:
-            metadata = json.loads(data)
-            version = metadata["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                "the metadata inside the model is damaged; export the model again"
-            ) from error
-        if version != METADATA_VERSION:
-            raise UserError(
-                f"the metadata inside the model has version {version}, and this "
-                f"program reads version {METADATA_VERSION}; use the mela_jax that "
-                "exported it, or export the model again"
-            )
-        return metadata
-    return None
+    model = flatbuffer_utils.read_model_from_bytearray(content)
+    entry = _own_entry(model)
+    if entry is None:
+        return None
+    try:
+        metadata = json.loads(bytes(model.buffers[entry.buffer].data))
+        version = metadata["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "the metadata inside the model is damaged; export the model again"
+        ) from error
+    if version != METADATA_VERSION:
+        raise UserError(
+            f"the metadata inside the model has version {version}, and this "
+            f"program reads version {METADATA_VERSION}; use the mela_jax that "
+            "exported it, or export the model again"
+        )
+    return metadata
 
 
 def add_metadata(content: bytes, metadata: Mapping[str, Any]) -> bytes:
-    """Return a model with the metadata inside, in place of any that was there.
+    """Return a whole model with the metadata inside, in place of any that was there.
 
-    Args:
-        content: a whole model.
-        metadata: a JSON object with the key "version".
+    The metadata are a JSON object with the key "version".
     """
     # read_model_from_bytearray fetches the buffers that lie outside the flatbuffer,
     # as litert-quantizer's do; packing without it would lose them.
     model = flatbuffer_utils.read_model_from_bytearray(content)
     data = [buffer.data for buffer in model.buffers]
-    entries = list(model.metadata or [])
-    own = [entry for entry in entries if _name(entry) == METADATA_NAME]
-    if not own:
-        entry = schema.MetadataT()
-        entry.name = METADATA_NAME
-        entry.buffer = len(data)
+    entry = _own_entry(model)
+    if entry is None:
+        entry = schema.MetadataT(METADATA_NAME, len(data))
+        model.metadata = [*(model.metadata or ()), entry]
         data.append(None)
-        own = [entry]
-        entries.append(entry)
-    data[own[0].buffer] = json.dumps(
-        metadata, ensure_ascii=False, allow_nan=False
-    ).encode()
-    model.metadata = entries
-    model.buffers = [_AlignedBuffer(content) for content in data]
+    text = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
+    data[entry.buffer] = text.encode()
+    model.buffers = [_AlignedBuffer(each) for each in data]
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _own_entry(model: schema.ModelT) -> schema.MetadataT | None:
+    """Return the entry of this project's metadata, where a model has one."""
+    names = (METADATA_NAME, METADATA_NAME.encode())
+    return next((e for e in model.metadata or () if e.name in names), None)
 
 
 class _AlignedBuffer(schema.BufferT):
@@ -141,19 +130,18 @@ class _AlignedBuffer(schema.BufferT):
 
     def __init__(self, data: Any):
         super().__init__()
-        self.data = None if data is None else np.frombuffer(bytes(data), np.uint8)
+        self.data = data
 
     def Pack(self, builder: Any) -> int:
-        vector = None
-        if self.data is not None:
-            content = self.data.tobytes()
-            builder.StartVector(1, len(content), 16)
-            builder.head -= len(content)
-            builder.Bytes[builder.head : builder.head + len(content)] = content
-            vector = builder.EndVector()
+        if self.data is None:
+            return super().Pack(builder)
+        content = bytes(self.data)
+        builder.StartVector(1, len(content), 16)
+        builder.head -= len(content)
+        builder.Bytes[builder.head : builder.head + len(content)] = content
+        vector = builder.EndVector()
         schema.BufferStart(builder)
-        if vector is not None:
-            schema.BufferAddData(builder, vector)
+        schema.BufferAddData(builder, vector)
         return schema.BufferEnd(builder)
 
 
@@ -162,9 +150,8 @@ def to_probability(
 ) -> npt.NDArray[np.float64]:
     """Return P(melanoma), float64 [B], of the logits of a model file.
 
-    A file's own output "probability" is the same in float32, in which high
-    probabilities tie: all of a logit above 17.4 are exactly 1. What is measured and
-    decided on is this one.
+    This one is measured and decided on. A file's own output "probability" is the same
+    in float32, in which high ones tie: all of a logit above 17.4 are exactly 1.
 
     Args:
         logits: float64 [B], holding the float32 values of the file.
@@ -203,8 +190,7 @@ def to_class_probabilities(
 class PhoneModel:
     """A model of this project, ready to run on one image at a time.
 
-    It runs on one thread, as everywhere in this project, so that its answers do not
-    depend on how many there are.
+    It runs on one thread, so that its answers do not depend on their number.
 
     Attributes:
         image_size: side S of the square it takes, in pixels.
@@ -225,28 +211,30 @@ class PhoneModel:
         """
         self._interpreter = Interpreter(model_content=content, num_threads=1)
         try:
-            self._runner = self._interpreter.get_signature_runner(SIGNATURE)
+            self._load()
         except ValueError as error:
-            raise UserError(_foreign(source, "it has no signature")) from error
+            raise UserError(
+                f"{source}: is a TFLite model, but not one of mela_jax: {error}; it "
+                f"takes one RGB image named {INPUT!r} and answers {LOGIT!r} and "
+                f"{PROBABILITY!r}"
+            ) from error
+
+    def _load(self) -> None:
+        if SIGNATURE not in self._interpreter.get_signature_list():
+            raise ValueError("it has no signature")
+        self._runner = self._interpreter.get_signature_runner(SIGNATURE)
         inputs = self._runner.get_input_details()
         outputs = self._runner.get_output_details()
         if list(inputs) != [INPUT]:
-            raise UserError(_foreign(source, f"its inputs are {', '.join(inputs)}"))
+            raise ValueError(f"its inputs are {', '.join(inputs)}")
         shape = [int(side) for side in inputs[INPUT]["shape"]]
         self._dtype = np.dtype(inputs[INPUT]["dtype"])
-        if (
-            len(shape) != 4
-            or shape[0] != 1
-            or shape[1] != shape[2]
-            or shape[3] != 3
-            or self._dtype.name not in INPUT_DTYPES
-        ):
-            raise UserError(
-                _foreign(source, f"its input is {self._dtype.name} {shape}")
-            )
+        square = [1, *2 * shape[1:2], 3]
+        if shape != square or self._dtype.name not in INPUT_DTYPES:
+            raise ValueError(f"its input is {self._dtype.name} {shape}")
         for name in (LOGIT, PROBABILITY):
             if name not in outputs or outputs[name]["dtype"] != np.float32:
-                raise UserError(_foreign(source, f"it has no float output {name}"))
+                raise ValueError(f"it has no float output {name}")
         self.image_size = shape[1]
         self.outputs = sorted(outputs)
         several = outputs.get(PROBABILITIES)
@@ -264,136 +252,22 @@ class PhoneModel:
 
     def score(
         self, images: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return logits and probabilities, float64 [B], of images uint8 [B, S, S, 3].
-
-        Both hold float32 values: what the file itself answers, and what a phone sees.
-        """
-        return self.score_classes(images)[:2]
-
-    def score_classes(
-        self, images: npt.NDArray[np.uint8]
     ) -> tuple[
         npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]
     ]:
-        """Return what `score` does, and P(class) float64 [B, K], as float32 values.
-
-        With one class that is P(melanoma) once more.
-        """
-        answers = [self.run(image) for image in images]
-        several = PROBABILITIES if PROBABILITIES in self.outputs else PROBABILITY
-        logits, probabilities, classes = (
-            np.array([answer[name].ravel() for answer in answers], np.float64)
-            for name in (LOGIT, PROBABILITY, several)
-        )
-        return logits[:, 0], probabilities[:, 0], classes
-
-
-class Scorer:
-    """A model file ready to score, as `mela_jax.predict` wants it.
-
-    Attributes:
-        image_size: side of the square it takes, in pixels.
-        classes: names of the K classes it tells apart; ("melanoma",) where it says
-            nothing of them.
-        melanoma: index of the one that is melanoma.
-    """
-
-    def __init__(self, path: str, *, crop: str | None):
-        """Load a file.
+        """Return what the file itself answers, and a phone sees, of several images.
 
         Args:
-            path: a .tflite file.
-            crop: "center" or "pad", for a file that does not say; None otherwise.
+            images: uint8 [B, S, S, 3].
 
-        Raises:
-            UserError: the file cannot be read or is damaged, or is not a model of this
-                project; or `crop` contradicts it.
+        Returns:
+            Logits [B], P(melanoma) [B] and P(class) [B, K]: float32 values as float64.
+            With one class that is P(melanoma) once more.
         """
-        content = read_model_file(path)
-        self._path = path
-        try:
-            self._metadata = read_metadata(content)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        self._model = PhoneModel(content, source=path)
-        self._crop = crop
-        self.image_size = self._model.image_size
-        if crop and self._metadata and crop != self.crop:
-            raise UserError(
-                f"--crop={crop}: {path} was trained with crop {self.crop}; leave "
-                "--crop out"
-            )
-        # Files of before there were several classes say nothing of them.
-        said = self._metadata or {}
-        self.classes: tuple[str, ...] = tuple(said.get("classes", ("melanoma",)))
-        self.melanoma: int = said.get("melanoma", 0)
-        if said and self._model.num_classes != len(self.classes):
-            raise UserError(
-                f"{path}: answers {self._model.num_classes} classes, and its metadata "
-                f"name {', '.join(self.classes)}; export the model again"
-            )
-
-    @property
-    def crop(self) -> str:
-        """How a photograph becomes a square: "center" or "pad".
-
-        Raises:
-            UserError: the file does not say, nor does the command line.
-        """
-        if self._metadata:
-            return str(self._metadata["input"]["crop"])
-        if self._crop:
-            return self._crop
-        raise UserError(self._unknown("--crop=center or --crop=pad"))
-
-    @property
-    def threshold(self) -> float:
-        """The operating point that was chosen for this very file.
-
-        Raises:
-            UserError: the file holds no metadata.
-        """
-        if self._metadata:
-            return float(self._metadata["operating_point"]["threshold"])
-        raise UserError(self._unknown("--threshold=T (and --crop=center or pad)"))
-
-    def score(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-        """Return P(melanoma), float64 [B], for RGB images, uint8 [B, S, S, 3]."""
-        return self.score_classes(images)[:, self.melanoma]
-
-    def score_classes(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-        """Return P(class), float64 [B, K], for RGB images, uint8 [B, S, S, 3]."""
-        logits, probability, classes = self._model.score_classes(images)
-        if not self._metadata:
-            return probability[:, None]
-        return to_class_probabilities(
-            logits,
-            classes,
-            melanoma=self.melanoma,
-            calibration=self._metadata["calibration"],
+        answers = [self.run(image) for image in images]
+        by_class = PROBABILITIES if PROBABILITIES in self.outputs else PROBABILITY
+        logits, probabilities, classes = (
+            np.array([answer[name].ravel() for answer in answers], np.float64)
+            for name in (LOGIT, PROBABILITY, by_class)
         )
-
-    def _unknown(self, what: str) -> str:
-        return (
-            f"{self._path}: holds no metadata of mela_jax, so neither its operating "
-            f"point nor its crop is known; give {what}, or export the model again"
-        )
-
-
-def _name(entry: schema.MetadataT) -> str:
-    return entry.name.decode() if isinstance(entry.name, bytes) else entry.name
-
-
-def _damaged(path: str | os.PathLike[str]) -> str:
-    return (
-        f"{path}: is damaged or was cut off (it is not a whole TFLite model); copy or "
-        "export it again"
-    )
-
-
-def _foreign(source: str, why: str) -> str:
-    return (
-        f"{source}: is a TFLite model, but not one of mela_jax: {why}; it takes one "
-        f"RGB image named {INPUT!r} and answers {LOGIT!r} and {PROBABILITY!r}"
-    )
+        return logits[:, 0], probabilities[:, 0], classes

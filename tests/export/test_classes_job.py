@@ -10,15 +10,11 @@ from scipy.special import expit, logit
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from export.finished import open_run
-from mela_jax import inference, predict
+from mela_jax import predict
 from mela_jax.data.image_io import load_square
 from mela_jax.errors import UserError
-from mela_jax.tflite import (
-    PhoneModel,
-    Scorer,
-    read_metadata,
-    to_class_probabilities,
-)
+from mela_jax.inference import make_scorer
+from mela_jax.tflite import PhoneModel, read_metadata, to_class_probabilities
 from tests.job import Job, make_up_calibration
 from tests.test_main_job import read_json, read_table
 
@@ -76,9 +72,7 @@ def test_the_figures_of_all_classes_are_those_of_the_file(job, workdir, figures)
         logit(reported[:, 2]), reported, melanoma=2, calibration={"a": 0.8, "b": -0.3}
     ).argmax(axis=1)
     for name, entry in figures.items():
-        scorer = Scorer(str(workdir / "export" / name), crop=None)
-        scores = scorer.score_classes(images)
-        np.testing.assert_array_equal(scores[:, 2], scorer.score(images))
+        scores = make_scorer(str(workdir / "export" / name)).score(images)
         decision = scores.argmax(axis=1)
         found = entry["test"]["multiclass"]
         assert found["classes"] == list(CLASSES) and found["melanoma"] == "mel"
@@ -117,8 +111,8 @@ def test_predict_says_the_same_of_a_workdir_and_its_file(job, workdir, tmp_path)
 
 
 def test_only_models_that_are_there_are_offered(workdir):
-    with pytest.raises(UserError, match="no teacher_2 here; there are: student$"):
-        inference.load_scorer(workdir, "teacher_2")
+    with pytest.raises(UserError, match="--which=teacher_2: .* it has: student$"):
+        make_scorer(str(workdir), which="teacher_2")
     with pytest.raises(UserError, match="--model=teacher_2: .* it has: student$"):
         open_run(workdir, "teacher_2", data_dir=None)
 

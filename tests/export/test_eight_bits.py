@@ -10,7 +10,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
-from export import graph, quantize
+from export import conversion, quantize
 from mela_jax.models import eight_bits, fake_quant
 from mela_jax.models.zoo import create_model
 
@@ -40,7 +40,7 @@ def tensors(network, shapes) -> list:
         lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), shapes
     )
     image = rng.integers(0, 256, (1, SIZE, SIZE, 3), np.uint8)
-    content = graph.convert(
+    content = conversion.convert(
         network,
         variables,
         image_size=SIZE,
@@ -49,7 +49,7 @@ def tensors(network, shapes) -> list:
         calibration=(0.8, -0.3),
     )
     ranges = quantize.calibrate(content, image)
-    recipe = quantize.int8_recipes(network)[0]
+    recipe = quantize.int8_recipes(network)["int8"]
     model = flatbuffer_utils.read_model_from_bytearray(
         quantize.quantize_int8(content, ranges, recipe)
     )

@@ -8,7 +8,7 @@ from ai_edge_litert.interpreter import Interpreter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export import graph, quantize
+from export import conversion, quantize
 from mela_jax.models.zoo import create_model
 from mela_jax.tflite import PhoneModel
 from tflite_bench.graph import read_graph
@@ -79,7 +79,7 @@ def test_an_int8_file_with_a_dead_squeeze_runs_and_answers_as_the_float_one():
     variables = jax.jit(lambda: network.init(jax.random.key(0), image, train=False))()
     squeeze = variables["params"]["body"]["block_06"]["squeeze_excite"]["reduce"]
     squeeze["bias"] = jnp.full_like(squeeze["bias"], -10.0)
-    content = graph.convert(
+    content = conversion.convert(
         network,
         variables,
         image_size=32,
@@ -94,7 +94,9 @@ def test_an_int8_file_with_a_dead_squeeze_runs_and_answers_as_the_float_one():
         if "block_06/squeeze_excite/reduce" in name and found["min"].max() == 0
     ]
     assert any(ranges[name]["max"].max() == 1 for name in dead)
-    rounded = quantize.quantize_int8(content, ranges, quantize.int8_recipes(network)[0])
+    rounded = quantize.quantize_int8(
+        content, ranges, quantize.int8_recipes(network)["int8"]
+    )
     ours, theirs = (
         PhoneModel(each, source="test").score(images)[0] for each in (rounded, content)
     )
@@ -110,7 +112,7 @@ def test_int8_is_one_piece_with_its_ends_in_float(exported):
     tensors = Interpreter(model_content=content).get_tensor_details()
     pictures = [t for t in tensors if list(t["shape"]) == [1, 32, 32, 3]]
     assert pictures and {t["dtype"] for t in pictures} == {np.float32}
-    logits, _ = PhoneModel(content, source="int8").score(
+    logits, *_ = PhoneModel(content, source="int8").score(
         np.random.default_rng(0).integers(0, 256, (400, 32, 32, 3), np.uint8)
     )
     assert len(set(logits)) > 256  # more than an 8-bit logit has

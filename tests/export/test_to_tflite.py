@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from export import to_tflite
+from export import conversion, to_tflite
+from export.exporter import Exporter, earlier_files
 from export.finished import open_run
 from mela_jax.data.image_io import load_square
 from mela_jax.errors import UserError
@@ -41,7 +43,7 @@ def answers(job: Job, exported: Path):
         images = np.stack(
             [load_square(paths[r["image_id"]], size=32, crop="center") for r in rows]
         )
-        logits, probabilities = model.score(images)
+        logits, probabilities, _ = model.score(images)
         calibration = read_calibration(exported.parent / "student" / "calibration.json")
         assert calibration.method == "platt"
         scores = calibration.probability(logits)
@@ -61,16 +63,11 @@ def test_all_modes_are_written_with_what_they_are(exported, files):
         assert entry["sha256"] == hashlib.sha256(content).hexdigest()
         inside = read_metadata(content)
         beside = read_json((exported / name).with_suffix(".json"))
-        assert {k: beside[k] for k in ("file", "bytes", "sha256")} == {
-            k: entry[k] for k in ("file", "bytes", "sha256")
-        }
-        assert inside == {k: beside[k] for k in inside}
-        point = inside["operating_point"]
+        identity = {k: entry[k] for k in ("file", "bytes", "sha256")}
+        assert beside == identity | inside
+        point, own = inside["operating_point"], entry["test"]["operating_point"]
         assert point["threshold"] == entry["val"]["operating_point"]["threshold"]
-        assert (
-            point["test"]["specificity"]
-            == (entry["test"]["operating_point"]["specificity"])
-        )
+        assert point["test"]["specificity"] == own["specificity"]
         fitted = read_calibration(exported.parent / "student" / "calibration.json")
         for key in ("method", "a", "b"):
             assert inside["calibration"][key] == getattr(fitted, key)
@@ -159,6 +156,28 @@ def run(exported):
     return open_run(exported.parent, "baseline", data_dir=None)
 
 
+def copy(exported: Path, workdir: Path) -> Path:
+    ignore = shutil.ignore_patterns("export", "checkpoints", "scalars")
+    return shutil.copytree(exported.parent, workdir, ignore=ignore)
+
+
+def edit(path: Path, change) -> None:
+    """Delete a file or folder, or change its text or its JSON object."""
+    if change is None:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return
+    text = path.read_text()
+    if isinstance(change, dict):
+        change = json.dumps(json.loads(text) | change)
+    elif isinstance(change, tuple):
+        change = text.replace(*change, 1)
+    path.write_text(change)
+
+
+def options_for(workdir: Path, *arguments: str):
+    return to_tflite._parse([f"--workdir={workdir}", *arguments])
+
+
 @pytest.mark.parametrize(
     "change, uncalibrated, why",
     [
@@ -171,30 +190,20 @@ def run(exported):
 def test_without_a_calibration_the_probability_is_the_score(
     exported, tmp_path, change, uncalibrated, why
 ):
-    workdir = tmp_path / "older"
-    ignore = shutil.ignore_patterns("export", "checkpoints", "scalars", "teacher")
-    shutil.copytree(exported.parent, workdir, ignore=ignore)
-    path = workdir / "student" / "calibration.json"
-    if change is None:
-        path.unlink()
-    else:
-        path.write_text(json.dumps(read_json(path) | change))
-    path = workdir / "report" / "metrics.json"
-    report = read_json(path)
+    workdir = copy(exported, tmp_path / "older")
+    edit(workdir / "student/calibration.json", change)
+    report = read_json(workdir / "report/metrics.json")
     report["models"]["student"]["uncalibrated"] = uncalibrated
-    path.write_text(json.dumps(report))
+    edit(workdir / "report/metrics.json", report)
     # Nor did a run of that time know of several classes.
-    path = workdir / "student" / "model.json"
-    description = read_json(path)
+    description = read_json(workdir / "student/model.json")
     del description["classes"], description["melanoma"]
-    path.write_text(json.dumps(description))
-    path = workdir / "config.json"
-    record = read_json(path)
+    edit(workdir / "student/model.json", json.dumps(description))
+    record = read_json(workdir / "config.json")
     del record["config"]["labels"], record["config"]["melanoma"]
-    path.write_text(json.dumps(record))
+    edit(workdir / "config.json", json.dumps(record))
     older = open_run(workdir, "student", data_dir=None)
-    options = options_for(workdir, "--model=student")
-    metrics = to_tflite.Export(older, options, tmp_path).write(["float32"])
+    metrics = Exporter(older, options_for(workdir), tmp_path).write(["float32"])
     entry = metrics["files"]["student_float32.tflite"]
     assert entry["calibration"]["method"] == "none"
     assert entry["val"]["operating_point"]["threshold"] == pytest.approx(
@@ -213,25 +222,15 @@ def test_without_a_calibration_the_probability_is_the_score(
     assert np.abs(plain[1] - before[1]).max() > 1e-3
 
 
-def options_for(workdir: Path, *arguments: str):
-    return to_tflite._parse([f"--workdir={workdir}", *arguments])
-
-
 def test_int8_falls_back_until_it_is_within_the_tolerance(run, tmp_path):
     # No file can gain this much: all four ways are tried, and it is said that the last
     # one is not within the tolerance either.
-    options = options_for(
-        tmp_path, "--max_auc_loss=-2", "--model=baseline", "--input=uint8"
-    )
-    job = to_tflite.Export(run, options, tmp_path)
+    options = options_for(tmp_path, "--max_auc_loss=-2", "--input=uint8")
+    job = Exporter(run, options, tmp_path)
     metrics = job.write(["int8"])
     entry = metrics["files"]["baseline_int8.tflite"]
-    assert [attempt["recipe"] for attempt in entry["attempts"]] == [
-        "int8",
-        "int8_more_float",
-        "weight_int8",
-        "float16",
-    ]
+    tried = ["int8", "int8_more_float", "weight_int8", "float16"]
+    assert [attempt["recipe"] for attempt in entry["attempts"]] == tried
     assert not any(attempt["within_tolerance"] for attempt in entry["attempts"])
     assert entry["recipe"] == "float16" and entry["quantization_calibration"] is None
     assert "NOT within" in (tmp_path / "report.md").read_text()
@@ -241,22 +240,26 @@ def test_int8_falls_back_until_it_is_within_the_tolerance(run, tmp_path):
     assert metadata["input"]["dtype"] == "uint8"
 
     # A second export keeps the first one's files, unless they were changed.
-    options.max_auc_loss = 2.0
     metrics = job.write(["float32"])
     assert list(metrics["files"]) == ["baseline_int8.tflite", "baseline_float32.tflite"]
     (tmp_path / "baseline_int8.tflite").write_bytes(content[:-1])
-    assert list(to_tflite._earlier_files(tmp_path)["files"]) == [
-        "baseline_float32.tflite"
-    ]
+    assert list(earlier_files(tmp_path)) == ["baseline_float32.tflite"]
     (tmp_path / "metrics.json").write_text('{"files"')
     with pytest.raises(UserError, match="metrics.json: is damaged"):
         job.write(["float32"])
 
 
-def test_a_conversion_that_went_wrong_is_not_written(run, tmp_path, monkeypatch):
-    from export import graph
+@pytest.mark.parametrize("which", ["max_auc_loss", "max_specificity_loss"])
+def test_the_tolerance_is_for_each_of_both_figures(run, tmp_path, which):
+    options = options_for(tmp_path, "--max_auc_loss=2", "--max_specificity_loss=2")
+    job = Exporter(run, options, tmp_path)
+    assert [a["recipe"] for a in job._make("int8")[2]["attempts"]] == ["int8"]
+    setattr(options, which, -2.0)
+    assert len(job._make("int8")[2]["attempts"]) == 4
 
-    original = graph.convert
+
+def test_a_conversion_that_went_wrong_is_not_written(run, tmp_path, monkeypatch):
+    original = conversion.convert
 
     def wrong(network, variables, **options):
         head = variables["params"]["head"]["logits"]
@@ -264,9 +267,9 @@ def test_a_conversion_that_went_wrong_is_not_written(run, tmp_path, monkeypatch)
         params = variables["params"] | {"head": {"logits": head}}
         return original(network, variables | {"params": params}, **options)
 
-    monkeypatch.setattr(graph, "convert", wrong)
+    monkeypatch.setattr(conversion, "convert", wrong)
     with pytest.raises(UserError, match="answers differently from the network"):
-        to_tflite.Export(run, options_for(tmp_path), tmp_path)
+        Exporter(run, options_for(tmp_path), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -278,66 +281,42 @@ def refusal(capsys, *arguments) -> str:
     return complaints[0]
 
 
-@pytest.mark.parametrize("modes", ["int4", "float32,int9", "", ","])
-def test_an_unknown_mode_is_refused(tmp_path, capsys, modes):
-    line = refusal(capsys, f"--workdir={tmp_path}", f"--modes={modes}")
-    assert "float32,float16,weight_int8,int8" in line
+@pytest.mark.parametrize(
+    "flag, complaint",
+    [
+        ("--modes=int4", "int4 .*float32,float16,weight_int8,int8"),
+        ("--modes=float32,int9", "int9 is not a mode"),
+        ("--modes=", "nothing is not a mode"),
+        ("--modes=,", "nothing is not a mode"),
+        ("--calibration_images=255", "256 or more"),
+        ("--workdir=/no/where", "no folder /no/where"),
+    ],
+)
+def test_wrong_flags_are_refused_before_tensorflow_is_imported(
+    tmp_path, capsys, monkeypatch, flag, complaint
+):
+    monkeypatch.setitem(sys.modules, "export.exporter", None)
+    assert re.search(complaint, refusal(capsys, f"--workdir={tmp_path}", flag))
 
 
+@pytest.mark.parametrize(
+    "name, change, complaint",
+    [
+        ("report/metrics.json", None, "is not finished"),
+        ("student", None, "--model=student: .* has none"),
+        ("student/model.json", {"image_size": 64}, "image_size 64, .* 32"),
+        ("config.json", "{", "config.json: is missing or damaged"),
+        ("config.json", {"data": {"fingerprint": "0"}}, "not the .* --data_dir"),
+        ("predictions/student_val.csv", (",0,", ",1,"), "holds other images"),
+        ("predictions/student_val.csv", ("\n", "\nx,y,1,0.5\n"), "other images"),
+        ("student/calibration.json", {"threshold": 0.5}, "fitted .* threshold 0.5"),
+    ],
+)
 def test_workdirs_that_cannot_be_exported_are_refused(
-    exported, tmp_path, capsys, monkeypatch
+    exported, tmp_path, capsys, monkeypatch, name, change, complaint
 ):
     # The devices of this process are chosen already.
     monkeypatch.setattr("mela_jax.parallel.set_up", lambda **_: None)
-
-    def copy(name: str) -> Path:
-        workdir = tmp_path / name
-        ignore = shutil.ignore_patterns("export", "checkpoints", "scalars")
-        shutil.copytree(exported.parent, workdir, ignore=ignore)
-        return workdir
-
-    line = refusal(capsys, f"--workdir={tmp_path / 'nowhere'}")
-    assert "there is no folder" in line
-
-    unfinished = copy("unfinished")
-    (unfinished / "report" / "metrics.json").unlink()
-    assert "is not finished" in refusal(capsys, f"--workdir={unfinished}")
-
-    without = copy("without")
-    shutil.rmtree(without / "teacher")
-    line = refusal(capsys, f"--workdir={without}", "--model=teacher")
-    assert "--model=teacher" in line and "has none" in line
-
-    resized = copy("resized")
-    path = resized / "student" / "model.json"
-    path.write_text(json.dumps(read_json(path) | {"image_size": 64}))
-    line = refusal(capsys, f"--workdir={resized}")
-    assert "image_size 64" in line and "32" in line
-
-    damaged = copy("damaged")
-    (damaged / "config.json").write_text("{")
-    assert "config.json: is missing or damaged" in refusal(
-        capsys, f"--workdir={damaged}"
-    )
-
-    moved = copy("moved")
-    config = read_json(moved / "config.json")
-    config["data"]["fingerprint"] = "0" * 64
-    (moved / "config.json").write_text(json.dumps(config))
-    line = refusal(capsys, f"--workdir={moved}")
-    assert "not the images that" in line and "--data_dir" in line
-
-    mixed = copy("mixed")
-    path = mixed / "predictions" / "student_val.csv"
-    shutil.copyfile(mixed / "predictions" / "student_test.csv", path)
-    line = refusal(capsys, f"--workdir={mixed}")
-    assert "student_val.csv: holds other images" in line
-
-    stale = copy("stale")
-    path = stale / "student" / "calibration.json"
-    path.write_text(json.dumps(read_json(path) | {"threshold": 0.5}))
-    line = refusal(capsys, f"--workdir={stale}")
-    assert "calibration.json: was fitted beside the threshold 0.5" in line
-
-    few = refusal(capsys, f"--workdir={damaged}", "--calibration_images=255")
-    assert "256 or more" in few
+    workdir = copy(exported, tmp_path / "damaged")
+    edit(workdir / name, change)
+    assert re.search(complaint, refusal(capsys, f"--workdir={workdir}"))

@@ -35,7 +35,7 @@ def test_the_twin_has_the_interface_of_our_files():
 
 def test_a_network_that_keras_has_not_is_refused(exported, monkeypatch):
     with pytest.raises(UserError, match="efficientnet_lite0: has no twin here"):
-        keras_twin.build_twin("efficientnet_lite0", image_size=32)
+        keras_twin.convert_twin("efficientnet_lite0", image_size=32)
     with pytest.raises(UserError, match="export.keras_twin: --network=lenet"):
         compare_keras._keras_twin("lenet", image_size=32)
 

@@ -1,9 +1,12 @@
 """What a model file says of itself, so that nobody has to guess its threshold."""
 
+import bisect
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from export.finished import FinishedRun
-from export.measure import logit_threshold
 from mela_jax import run_record
 from mela_jax.labels import LabelSpace
 from mela_jax.tflite import (
@@ -13,6 +16,7 @@ from mela_jax.tflite import (
     METADATA_VERSION,
     PROBABILITIES,
     PROBABILITY,
+    to_probability,
 )
 
 LABELS = ("not_melanoma", "melanoma")
@@ -33,7 +37,7 @@ _CROPS = {
 
 def describe(
     run: FinishedRun,
-    figures: dict[str, Any],
+    figures: Mapping[str, Any],
     *,
     mode: str,
     recipe: str,
@@ -44,8 +48,8 @@ def describe(
 
     Args:
       run: where the model comes from.
-      figures: of the file itself, from `measure`.
-      mode: the mode that was asked for.
+      figures: of the file itself, from `answers.measure`.
+      mode: what was asked for.
       recipe: how it was made.
       input_dtype: "float32" or "uint8".
       activation_map: the file has one.
@@ -71,8 +75,13 @@ def describe(
             "crop_means": _CROPS[run.config.crop],
         },
         "outputs": outputs(classes, activation_map=activation_map),
-        "calibration": calibration(run),
-        "operating_point": operating_point(figures),
+        "calibration": {
+            "method": run.calibration.method,
+            "a": run.calibration.a,
+            "b": run.calibration.b,
+            "means": run.calibration_means,
+        },
+        "operating_point": _operating_point(figures),
         "training_data": {
             "name": run.config.data.name,
             "made_up": run.config.data.name == "phantom",
@@ -115,18 +124,7 @@ def outputs(classes: LabelSpace, *, activation_map: bool) -> dict[str, str]:
     return found
 
 
-def calibration(run: FinishedRun) -> dict[str, Any]:
-    """Return how a logit becomes a probability, and who fitted it on what."""
-    fitted = run.calibration
-    return {
-        "method": fitted.method,
-        "a": fitted.a,
-        "b": fitted.b,
-        "means": run.calibration_means,
-    }
-
-
-def operating_point(figures: dict[str, Any]) -> dict[str, Any]:
+def _operating_point(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Return the threshold, how it was chosen and what it does, with 95 % intervals."""
     point = figures["val"]["operating_point"]
     return {
@@ -142,11 +140,35 @@ def operating_point(figures: dict[str, Any]) -> dict[str, Any]:
             split: {
                 "images": figures[split]["n"],
                 "melanomas": figures[split]["positives"],
-                **{
-                    rate: figures[split]["operating_point"][rate]
-                    for rate in ("sensitivity", "specificity")
-                },
+                "sensitivity": figures[split]["operating_point"]["sensitivity"],
+                "specificity": figures[split]["operating_point"]["specificity"],
             }
             for split in ("val", "test")
         },
     }
+
+
+def logit_threshold(threshold: float, calibration: Mapping[str, Any]) -> float:
+    """Return the smallest float32 logit whose probability reaches a threshold.
+
+    A phone that compares its logit with it decides as `predict` does, to the last bit,
+    whatever its sigmoid rounds.
+
+    Args:
+      threshold: calibrated probability in (0, 1].
+      calibration: slope "a" and intercept "b" of `mela_jax.tflite.to_probability`.
+    """
+
+    def number(place: int) -> np.ndarray:
+        """Return the float32 at a place in the order of them all; 0 is at 0."""
+        bits = place if place >= 0 else 0x80000000 - place
+        return np.array(bits, np.uint32).view(np.float32).astype(np.float64)
+
+    infinity = int(np.array(np.inf, np.float32).view(np.uint32))
+    places = range(-infinity + 1, infinity)
+    first = bisect.bisect_left(
+        places,
+        True,
+        key=lambda place: bool(to_probability(number(place), calibration) >= threshold),
+    )
+    return float(number(places[first]))

@@ -1,6 +1,6 @@
 """From a Flax network to a float .tflite file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -22,13 +22,10 @@ BINARY = LabelSpace()
 
 
 def has_activation_map(description: Mapping[str, Any]) -> bool:
-    """Say whether a model's class activation map is exact.
+    """Say whether the class activation map of a model with this model.json is exact.
 
     The mean over space of (feature map times weights) is a logit only where nothing but
     a linear layer follows an average.
-
-    Args:
-      description: its model.json.
     """
     return description["pool"] == "avg" and description["hidden"] == 0
 
@@ -46,10 +43,8 @@ def convert(
 ) -> bytes:
     """Convert a network with its variables.
 
-    The file has one signature: "image" [1, S, S, 3], raw RGB in [0, 255], in;
-    "logit" float32 [1], "probability" float32 [1], with several classes "probabilities"
-    float32 [1, K], and on demand "activation_map" float32 [1, h, w] out: see `read_out`
-    and `explain`.
+    The file has one signature: "image" [1, S, S, 3], raw RGB in [0, 255], in; what
+    `read_out` returns and, on demand, "activation_map", see `explain`, out.
 
     The batch is 1 and static: with a polymorphic one, batch norm is not folded into the
     convolutions.
@@ -79,18 +74,39 @@ def convert(
         return found
 
     shape = (1, image_size, image_size, 3)
-    signature = tf.TensorSpec(shape, tf.dtypes.as_dtype(input_dtype), name=INPUT)
-    converter = _converter(melanoma_classifier, signature)
+    module = tf.Module()
+    with plain_convolutions():
+        module.function = tf.function(
+            jax2tf.convert(
+                melanoma_classifier,
+                with_gradient=False,
+                # The file is for a CPU, also where the machine that writes it has
+                # another device.
+                native_serialization_platforms=("cpu",),
+            ),
+            input_signature=[
+                tf.TensorSpec(shape, tf.dtypes.as_dtype(input_dtype), name=INPUT)
+            ],
+            autograph=False,
+        )
+        concrete = module.function.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
     if float16:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
     try:
         return bytes(converter.convert())
     except Exception as error:
-        # The converter raises bare Exceptions, with the whole graph in the message.
+        # The converter raises bare Exceptions, with the whole graph, which may be
+        # megabytes, in the message.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        telling = [line for line in lines if "error:" in line.lower()] or lines
+        text = telling[0] if telling else type(error).__name__
+        if len(text) > 300:
+            text = f"{text[:300]} ..."
         raise UserError(
-            f"TFLiteConverter refuses the network: {_shortened(error)}; export "
-            "another model, or file an issue with this line"
+            f"TFLiteConverter refuses the network: {text}; export another model, or "
+            "file an issue with this line"
         ) from error
 
 
@@ -159,30 +175,3 @@ def _shares_of_others(logits: jax.Array, classes: LabelSpace) -> jax.Array:
     """Return float32[1, K], the softmax over all classes but melanoma, which has 0."""
     hidden = np.where(_is_melanoma(classes), -np.inf, 0).astype(np.float32)
     return jax.nn.softmax(logits + hidden, axis=-1)
-
-
-def _converter(
-    function: Callable[[jax.Array], dict[str, jax.Array]], signature: tf.TensorSpec
-) -> tf.lite.TFLiteConverter:
-    """Trace a function of one image and hand it to TensorFlow's converter."""
-    module = tf.Module()
-    # The file is for a CPU, also when the machine that writes it has another device.
-    platforms = ("cpu",)
-    with plain_convolutions():
-        module.function = tf.function(
-            jax2tf.convert(
-                function, with_gradient=False, native_serialization_platforms=platforms
-            ),
-            input_signature=[signature],
-            autograph=False,
-        )
-        concrete = module.function.get_concrete_function()
-    return tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
-
-
-def _shortened(error: Exception) -> str:
-    """Return the telling part of a converter's message, which may be megabytes."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "error:" in line.lower()] or lines
-    text = telling[0] if telling else type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]} ..."
