@@ -29,8 +29,7 @@ _PLAIN: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=F
 def plain_convolutions() -> Iterator[None]:
     """Trace every convolution as one `lax` convolution, on any platform.
 
-    For exporting a graph and counting its operations, which must not depend on the
-    machine that traces it.
+    An exported graph, and the count of its operations, must not depend on the machine.
     """
     token = _PLAIN.set(True)
     try:
@@ -52,29 +51,23 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Stand in for `lax.conv_general_dilated` in the convolutions of Flax.
 
-    Args:
-      x: float[B, H, W, C].
-      kernel: float[k, k, C / groups, D], of the dtype of `x`.
-      strides: step along H and W.
-      padding: as in `lax`, "SAME" or ((top, bottom), (left, right)).
-      options: of `lax.conv_general_dilated`; groups is `feature_group_count`.
-
-    Returns:
-      float[B, H', W', D], of the dtype of `x`.
+    From float[B, H, W, C] and a kernel float[k, k, C / groups, D] of the same dtype to
+    float[B, H', W', D]. `options` are those of `lax`, both dilations among them.
     """
     # SAME stays a word here: an explicit padding becomes a PAD operation of its own in
     # an exported graph.
     plain = functools.partial(
         lax.conv_general_dilated, x, kernel, strides, padding, **options
     )
-    k, step = kernel.shape[0], strides[0]
+    (k, width, _, filters), step = kernel.shape, strides[0]
     dilations = (*options["lhs_dilation"], *options["rhs_dilation"])
-    if not _on_cpu() or max(dilations) > 1 or strides != (step, step):
+    is_regular = k == width and strides == (step, step) and max(dilations) == 1
+    if not _on_cpu() or not is_regular:
         return plain()
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     (top, bottom), (left, right) = padding
-    if options["feature_group_count"] == x.shape[-1] == kernel.shape[-1]:
+    if options["feature_group_count"] == x.shape[-1] == filters:
         return _shifted_conv(x, kernel, step, ((top, bottom), (left, right)))
     if k > 1 or any((top, bottom, left, right)):
         return plain()
@@ -83,7 +76,7 @@ def conv_general_dilated(
     # Two dimensions, not einsum: with the batch kept apart, the kernel gradient is
     # transposed after all.
     product = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-    return product.reshape(*x.shape[:3], kernel.shape[-1])
+    return product.reshape(*x.shape[:3], filters)
 
 
 def max_pool(x: jax.Array, *, window: int, strides: int, padding: int) -> jax.Array:

@@ -3,20 +3,16 @@
 Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", CVPR 2018 (arXiv:1712.05877). What an int8 file of
 `export.to_tflite` keeps in eight bits is rounded in the forward pass, and the gradient
-passes as if it were not (the straight-through estimator).
+passes as if it were not (the straight-through estimator). No variables are added.
 
-- **Weights**: symmetric, one scale per output channel. Batch norm is folded into them:
-  it multiplies a channel by one number, which multiplies the channel's scale by the
-  same and leaves the rounded integers as they are, so that rounding the kernel and
+- **Weights**: symmetric, one scale per output channel. Batch norm is folded into them,
+  which multiplies a channel and its scale by the same number: rounding the kernel and
   rounding the folded kernel are the same thing, whatever the statistics.
 - **Activations**: asymmetric, one scale per tensor, over the range of the batch, as the
-  export calibrates by the smallest and largest value. A ReLU is part of the convolution
-  before it, so that only what it lets through is rounded, and so are the two ends of a
-  squeeze-and-excite gate. Hard-swish is one float operation between two rounded
-  tensors. Where these are, the network's `eight_bits.Rounding` tells. What
-  `eight_bits.float_parts` names is left alone.
-
-No state is added: the variables of the network are those without fake quantization.
+  export calibrates by the smallest and largest value. Where these are, the network's
+  `eight_bits.Rounding` tells: a ReLU and the two ends of a squeeze-and-excite gate are
+  part of the convolution before them, hard-swish is one float operation between two
+  rounded tensors. What `eight_bits.float_parts` names is left alone.
 """
 
 from collections.abc import Callable, Mapping

@@ -17,17 +17,11 @@ from jax import lax
 
 
 class BatchNorm(nn.Module):
-    """Normalise each channel; parameters and statistics named as in Flax and Keras.
+    """Normalise each channel; variables and attributes are those of `nn.BatchNorm`.
 
     Parameters "scale" and "bias", statistics "mean" and "var" (collection
-    "batch_stats"), all float32[C].
-
-    Attributes:
-      use_running_average: evaluation mode: the stored statistics, not the batch's.
-      momentum: share of the old value in a new stored statistic.
-      epsilon: added to the variance.
-      axis_name: mapped axis over which batch statistics are averaged, or None.
-      dtype: dtype of the result; everything inside is float32.
+    "batch_stats"), are float32[C]; `dtype` is that of the result, everything inside is
+    float32; batch statistics are averaged over the mapped axis `axis_name`, if any.
     """
 
     use_running_average: bool

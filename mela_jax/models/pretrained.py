@@ -11,7 +11,6 @@ its family's file says. A file is accepted only if its body and the network's ma
 to one, every shape included. A classification head in the file is ignored.
 """
 
-import contextlib
 import hashlib
 import http.client
 import itertools
@@ -20,12 +19,12 @@ import re
 import urllib.request
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -35,8 +34,8 @@ from mela_jax.errors import UserError
 from mela_jax.models.registry import KerasLayer, KerasWeights, Key, StateDict
 from mela_jax.models.zoo import MODELS
 
-# Far above any network here; stops an archive that unpacks to fill the memory.
-MAX_NPZ_BYTES = 1 << 30
+# Far above any network here; stops a file that unpacks to fill the memory.
+MAX_BYTES = 1 << 30
 DOWNLOAD_TIMEOUT_S = 30
 KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
 
@@ -57,22 +56,8 @@ class _Misfit(Exception):
     """A file that can be read, but is not that of the network: says what differs."""
 
 
-class _Source(NamedTuple):
-    """One variable's value as it lies in a file, unread.
-
-    `label` is its name in the file, and `axes` bring its axes into Flax's order.
-    """
-
-    label: str
-    array: h5py.Dataset | np.ndarray
-    axes: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.array.shape[axis] for axis in self.axes)
-
-    def read(self) -> np.ndarray:
-        return np.transpose(np.asarray(self.array[()], np.float32), self.axes)
+# Variable -> its name in the file, and its value with the axes in Flax's order.
+_Sources = dict[Key, tuple[str, np.ndarray]]
 
 
 def load_pretrained(
@@ -100,8 +85,7 @@ def load_pretrained(
     flat = traverse_util.flatten_dict(dict(variables))
     body = {key: leaf for key, leaf in flat.items() if key[1] == "body"}
     try:
-        with _open_sources(name, file) as sources:
-            values = _read_all(body, sources)
+        values = _check(body, _read(name, file))
     except _Misfit as misfit:
         raise UserError(
             f"the weights in {file} are not those of {name}: {misfit}; "
@@ -156,57 +140,55 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-@contextlib.contextmanager
-def _open_sources(name: str, file: Path) -> Iterator[dict[Key, _Source]]:
-    """Open a file of weights and find each body variable's value in it."""
+def _read(name: str, file: Path) -> _Sources:
+    """Read a file of weights and name the body's variables in it."""
     weights = MODELS[name].weights
     if h5py.is_hdf5(file):
         if not isinstance(weights, KerasWeights):
             raise UserError(f"{name} takes a .npz file, but {file} is HDF5")
         with h5py.File(file, "r") as h5:
-            yield _match_keras(_read_layers(h5), weights)
-    elif zipfile.is_zipfile(file):
+            return _match_keras(_read_layers(h5), weights)
+    if zipfile.is_zipfile(file):
         if not isinstance(weights, StateDict):
             raise UserError(
                 f"{name} takes a Keras .h5 or .weights.h5 file, but {file} is a "
                 "zip archive (for a .keras file: load it in Keras and call "
                 "save_weights)"
             )
-        yield _match_state_dict(_read_npz(file), weights)
-    else:
-        raise UserError(
-            f"cannot read weights for {name}: {file} is neither HDF5 nor .npz; "
-            "it may be truncated, fetch it again"
-        )
+        return _match_state_dict(_read_npz(file), weights)
+    raise UserError(
+        f"cannot read weights for {name}: {file} is neither HDF5 nor .npz; "
+        "it may be truncated, fetch it again"
+    )
 
 
-def _read_all(
-    body: Mapping[Key, Any], sources: Mapping[Key, _Source]
-) -> dict[Key, Any]:
-    """Check names, shapes and types before reading anything, then read."""
-    found = [(source, body[k]) for k, source in sources.items() if k in body]
+def _check(body: Mapping[Key, Any], sources: _Sources) -> dict[Key, jax.Array]:
+    """Return the values, float32, if they are just what the body takes."""
+    shared = [(*source, body[k]) for k, source in sources.items() if k in body]
     _refuse(
         {
             "values are missing": ["/".join(k) for k in body.keys() - sources.keys()],
             "values have no place": [
-                sources[k].label for k in sources.keys() - body.keys()
+                sources[k][0] for k in sources.keys() - body.keys()
             ],
             "shapes differ": [
-                f"{source.label} {source.shape} for {leaf.shape}"
-                for source, leaf in found
-                if source.shape != leaf.shape
+                f"{label} {value.shape} for {leaf.shape}"
+                for label, value, leaf in shared
+                if value.shape != leaf.shape
             ],
             "values are not floats": [
-                f"{source.label} {source.array.dtype}"
-                for source, _ in found
-                if source.array.dtype.kind != "f"
+                f"{label} {value.dtype}"
+                for label, value, _ in shared
+                if value.dtype.kind != "f"
+            ],
+            "hold NaN or infinity": [
+                label
+                for label, value, _ in shared
+                if value.dtype.kind == "f" and not np.isfinite(value).all()
             ],
         }
     )
-    values = {key: source.read() for key, source in sources.items()}
-    bad = [sources[k].label for k, v in values.items() if not np.isfinite(v).all()]
-    _refuse({"hold NaN or infinity": bad})
-    return {key: jnp.asarray(value) for key, value in values.items()}
+    return {k: jnp.asarray(value, jnp.float32) for k, (_, value) in sources.items()}
 
 
 def _refuse(problems: Mapping[str, Collection[str]]) -> None:
@@ -223,7 +205,7 @@ def _refuse(problems: Mapping[str, Collection[str]]) -> None:
 
 def _match_keras(
     stored: Mapping[str, Sequence[h5py.Dataset]], weights: KerasWeights
-) -> dict[Key, _Source]:
+) -> _Sources:
     """Find each body variable's data set: by name, else by class, else by order.
 
     Raises:
@@ -237,59 +219,53 @@ def _match_keras(
         for name, datasets in stored.items()
         if name not in ignored and datasets[0].ndim != 2
     }
-    by_name = {_modern(layer.name): layer for layer in weights.layers}
-    by_class: dict[str, KerasLayer] = {}
-    counts: Counter[str] = Counter()
-    for layer in weights.layers:
-        count = counts[layer.kind]
-        by_class[f"{layer.kind}_{count}" if count else layer.kind] = layer
-        counts[layer.kind] += 1
+    kinds = [layer.kind for layer in weights.layers]
+    counts = [kinds[:index].count(kind) for index, kind in enumerate(kinds)]
+    by_name = [_modern(layer.name) for layer in weights.layers]
+    by_class = [f"{k}_{n}" if n else k for k, n in zip(kinds, counts, strict=True)]
+    known = (names for names in (by_name, by_class) if stored.keys() & set(names))
     # Names of an older release: Keras itself loads such files by position.
-    by_order = dict(zip(stored, weights.layers, strict=False))
-    layers = next(
-        (known for known in (by_name, by_class) if stored.keys() & known.keys()),
-        by_order,
-    )
+    layers = dict(zip(next(known, list(stored)), weights.layers, strict=False))
     _refuse(
         {
             "layers are missing": layers.keys() - stored.keys(),
             "layers have no place": stored.keys() - layers.keys(),
         }
     )
-    sources: dict[Key, _Source] = {}
+    sources: _Sources = {}
     for name, datasets in stored.items():
         sources |= _match_layer(name, datasets, layers[name])
     return sources
 
 
-_NORM_LEAVES = (
-    ("params", "scale"),
-    ("params", "bias"),
-    ("batch_stats", "mean"),
-    ("batch_stats", "var"),
-)
+# Of a batch norm, by PyTorch's name and in Keras's order.
+_NORM_LEAVES: Mapping[str, tuple[str, str]] = {
+    "weight": ("params", "scale"),
+    "bias": ("params", "bias"),
+    "running_mean": ("batch_stats", "mean"),
+    "running_var": ("batch_stats", "var"),
+}
 
 
 def _match_layer(
     name: str, datasets: Sequence[h5py.Dataset], layer: KerasLayer
-) -> dict[Key, _Source]:
-    """Name the variables that a layer's data sets fill; Keras fixes their order."""
-    leaves: Sequence[tuple[str, str]] = _NORM_LEAVES
+) -> _Sources:
+    """Read the variables that a layer's data sets fill; Keras fixes their order."""
+    leaves = list(_NORM_LEAVES.values())
     if datasets[0].ndim != 1:
-        leaves = (("params", "kernel"), ("params", "bias"))[: len(datasets)]
+        leaves = [("params", "kernel"), ("params", "bias")][: len(datasets)]
     if len(leaves) != len(datasets):
         raise ValueError(
             f"layer {name} holds {len(datasets)} values, not {len(leaves)}"
         )
     sources = {}
     for (collection, leaf), dataset in zip(leaves, datasets, strict=True):
-        axes = tuple(range(dataset.ndim))
-        if layer.kind == "depthwise_conv2d" and len(axes) == 4:
+        value = dataset[()]
+        if layer.kind == "depthwise_conv2d" and value.ndim == 4:
             # Keras keeps (k, k, channels, multiplier 1), a grouped convolution
             # wants (k, k, 1, channels).
-            axes = (0, 1, 3, 2)
-        key = (collection, "body", *layer.path, leaf)
-        sources[key] = _Source(f"{name}/{leaf}", dataset, axes)
+            value = np.swapaxes(value, 2, 3)
+        sources[collection, "body", *layer.path, leaf] = f"{name}/{leaf}", value
     return sources
 
 
@@ -346,6 +322,7 @@ def _own_datasets(root: h5py.Group) -> dict[str, h5py.Dataset]:
             found[path] = item
 
     root.visititems(visit)
+    _limit_size(dataset.nbytes for dataset in found.values())
     return found
 
 
@@ -366,40 +343,36 @@ def _modern(layer: str) -> str:
     return layer.replace("/BatchNorm", "_bn").replace("/", "_").lower()
 
 
+def _limit_size(sizes: Iterable[int]) -> None:
+    if sum(sizes) > MAX_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
+
+
 def _read_npz(file: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
-        if sum(item.file_size for item in archive.infolist()) > MAX_NPZ_BYTES:
-            raise ValueError(f"it unpacks to more than {MAX_NPZ_BYTES} bytes")
+        _limit_size(item.file_size for item in archive.infolist())
     with np.load(file, allow_pickle=False) as archive:
         return dict(archive)
 
 
-_TORCH_LEAVES = dict(
-    zip(("weight", "bias", "running_mean", "running_var"), _NORM_LEAVES, strict=True)
-)
-
-
-def _match_state_dict(
-    arrays: Mapping[str, np.ndarray], weights: StateDict
-) -> dict[Key, _Source]:
+def _match_state_dict(arrays: Mapping[str, np.ndarray], weights: StateDict) -> _Sources:
     """Name the variable that each array of a PyTorch state dict fills.
 
     One of an unknown name goes to a place that no network has.
     """
-    sources: dict[Key, _Source] = {}
-    for name, array in arrays.items():
+    sources: _Sources = {}
+    for name, value in arrays.items():
         if name.startswith(weights.ignored) or name.endswith(".num_batches_tracked"):
             continue
         module, _, torch_leaf = name.rpartition(".")
-        path, axes = weights.path(module), tuple(range(array.ndim))
+        path = weights.path(module)
         key: Key = ("unknown", name)
-        if path is not None and torch_leaf in _TORCH_LEAVES:
-            collection, leaf = _TORCH_LEAVES[torch_leaf]
-            if torch_leaf == "weight" and array.ndim == 4:
+        if path is not None and torch_leaf in _NORM_LEAVES:
+            collection, leaf = _NORM_LEAVES[torch_leaf]
+            if torch_leaf == "weight" and value.ndim == 4:
                 leaf = "kernel"
+                # OIHW -> HWIO; a depthwise (C, 1, k, k) -> (k, k, 1, C) likewise.
+                value = np.transpose(value, (2, 3, 1, 0))
             key = (collection, "body", *path, leaf)
-        if array.ndim == 4:
-            # OIHW -> HWIO; a depthwise (C, 1, k, k) -> (k, k, 1, C) likewise.
-            axes = (2, 3, 1, 0)
-        sources[key] = _Source(name, array, axes)
+        sources[key] = name, value
     return sources

@@ -17,16 +17,13 @@ Key = tuple[str, ...]
 
 
 class KerasLayer(NamedTuple):
-    """A Keras layer with weights and the module of the body that it fills.
+    """A Keras layer with weights and the module of the body that it fills."""
 
-    Attributes:
-      name: the layer's name in keras.applications.
-      kind: the snake-case class name that Keras 3 numbers its groups by.
-      path: the module's path inside the body.
-    """
-
+    # In keras.applications.
     name: str
+    # The snake-case class name that Keras 3 numbers its groups by.
     kind: str
+    # Inside the body.
     path: Key
 
 
@@ -82,24 +79,3 @@ class Network:
     def trains_rounded(self) -> bool:
         """Whether quantization-aware training knows this network."""
         return self.int8.rounding is not None
-
-
-def conv_and_norm(
-    conv: str, norm: str, *path: str, depthwise: bool = False
-) -> tuple[KerasLayer, ...]:
-    """Describe a Keras convolution and its batch norm.
-
-    Args:
-      conv: Keras's name of the convolution.
-      norm: Keras's name of the batch norm.
-      path: of the two modules, which are called `<path>_conv` (a depthwise one only
-        `<path>`) and `<path>_bn`.
-      depthwise: whether the convolution is one.
-    """
-    *modules, stem = path
-    return (
-        KerasLayer(conv, "depthwise_conv2d", path)
-        if depthwise
-        else KerasLayer(conv, "conv2d", (*modules, f"{stem}_conv")),
-        KerasLayer(norm, "batch_normalization", (*modules, f"{stem}_bn")),
-    )

@@ -41,9 +41,9 @@ def create_model(
     Args:
       name: a key of `MODELS`.
       num_logits: K, the number of logits: 1, or the number of classes.
-      pool: "avg" or "max", over the whole feature map.
-      hidden: width of an optional Dense + hard-swish layer before the logits, or 0.
-      dropout: probability of zeroing a feature in training, in [0, 1).
+      pool: as in `Head`.
+      hidden: as in `Head`.
+      dropout: as in `Head`.
       dtype: compute dtype of the body; parameters, statistics and logits are float32.
       bn_axis_name: mapped axis over which batch statistics are averaged, or None.
 

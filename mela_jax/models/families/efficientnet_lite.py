@@ -14,12 +14,7 @@ import jax
 from jax.nn import relu6
 
 from mela_jax.models.eight_bits import Int8
-from mela_jax.models.layers import (
-    ROUNDING,
-    Block,
-    InvertedResidualNet,
-    round_filters,
-)
+from mela_jax.models.layers import ROUNDING, Block, InvertedResidualNet, round_filters
 from mela_jax.models.registry import Key, Network, StateDict
 
 STEM_FILTERS = 32

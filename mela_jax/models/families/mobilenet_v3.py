@@ -12,23 +12,14 @@ is 0.99.
 """
 
 import functools
+from collections.abc import Iterator
 
 import jax
 from jax.nn import hard_swish, relu
 
 from mela_jax.models.eight_bits import Int8
-from mela_jax.models.layers import (
-    ROUNDING,
-    Block,
-    InvertedResidualNet,
-    round_filters,
-)
-from mela_jax.models.registry import (
-    KerasLayer,
-    KerasWeights,
-    Network,
-    conv_and_norm,
-)
+from mela_jax.models.layers import ROUNDING, Block, InvertedResidualNet, round_filters
+from mela_jax.models.registry import KerasLayer, KerasWeights, Network
 
 STEM_FILTERS = 16
 
@@ -69,27 +60,32 @@ def _normalise(image: jax.Array) -> jax.Array:
     return image / 127.5 - 1.0
 
 
-def _keras_layers(blocks: tuple[Block, ...]) -> tuple[KerasLayer, ...]:
-    """List the layers with weights of a Keras MobileNetV3, in Keras's order."""
-    layers = conv_and_norm("conv", "conv_bn", "stem")
+# Of a block: Keras's name after the prefix, class, module.
+_KERAS_PARTS = (
+    ("expand", "conv2d", "expand_conv"),
+    ("expand_bn", "batch_normalization", "expand_bn"),
+    ("depthwise", "depthwise_conv2d", "depthwise"),
+    ("depthwise_bn", "batch_normalization", "depthwise_bn"),
+    ("squeeze_excite_conv", "conv2d", "squeeze_excite/reduce"),
+    ("squeeze_excite_conv_1", "conv2d", "squeeze_excite/expand"),
+    ("project", "conv2d", "project_conv"),
+    ("project_bn", "batch_normalization", "project_bn"),
+)
+
+
+def _keras_layers(blocks: tuple[Block, ...]) -> Iterator[KerasLayer]:
+    """Yield the layers with weights of a Keras MobileNetV3, in Keras's order."""
+    yield KerasLayer("conv", "conv2d", ("stem_conv",))
+    yield KerasLayer("conv_bn", "batch_normalization", ("stem_bn",))
     for index, block in enumerate(blocks):
         prefix = f"expanded_conv_{index}_" if index else "expanded_conv_"
-        module = f"block_{index:02d}"
-        name = f"{prefix}expand"
-        if block.expansion != 1:
-            layers += conv_and_norm(name, f"{name}_bn", module, "expand")
-        name = f"{prefix}depthwise"
-        layers += conv_and_norm(name, f"{name}_bn", module, "depthwise", depthwise=True)
-        name = f"{prefix}squeeze_excite_conv"
-        if block.squeeze_excite:
-            gate = (module, "squeeze_excite")
-            layers += (
-                KerasLayer(name, "conv2d", (*gate, "reduce")),
-                KerasLayer(f"{name}_1", "conv2d", (*gate, "expand")),
-            )
-        name = f"{prefix}project"
-        layers += conv_and_norm(name, f"{name}_bn", module, "project")
-    return layers + conv_and_norm("conv_1", "conv_1_bn", "top")
+        has = {"expand": block.expansion != 1, "squeeze": block.squeeze_excite}
+        for name, kind, module in _KERAS_PARTS:
+            if has.get(name.split("_")[0], True):
+                path = (f"block_{index:02d}", *module.split("/"))
+                yield KerasLayer(prefix + name, kind, path)
+    yield KerasLayer("conv_1", "conv2d", ("top_conv",))
+    yield KerasLayer("conv_1_bn", "batch_normalization", ("top_bn",))
 
 
 def _narrow_depthwise(blocks: tuple[Block, ...]) -> tuple[str, ...]:
@@ -118,7 +114,7 @@ def _network(blocks: tuple[Block, ...], *, size: str, md5: str) -> Network:
             top_filters=round_filters(6 * blocks[-1].filters),
         ),
         weights=KerasWeights(
-            _keras_layers(blocks),
+            tuple(_keras_layers(blocks)),
             f"mobilenet_v3/weights_mobilenet_v3_{size}_224_1.0_float_no_top_v2.h5",
             md5,
             ignored=frozenset({"conv_2", "logits"}),

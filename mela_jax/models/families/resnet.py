@@ -7,6 +7,7 @@ convolution, every convolution has a bias although batch norm follows, epsilon i
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -30,7 +31,7 @@ class Bottleneck(nn.Module):
       filters: channels inside the bottleneck.
       strides: of the first convolution and of the projection.
       project: project the input with a 1x1 convolution instead of adding it as is.
-      dtype: compute dtype.
+      dtype: compute dtype; parameters and statistics stay float32.
       bn_axis_name: mapped axis over which batch statistics are averaged, or None.
     """
 
@@ -58,22 +59,14 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """The body: image to a feature map of 2048 channels at 1/32 of the size.
-
-    Attributes:
-      dtype: compute dtype; parameters and statistics stay float32.
-      bn_axis_name: mapped axis over which batch statistics are averaged, or None.
-    """
+    """The body: image to a feature map of 2048 channels at 1/32 of the size."""
 
     dtype: Any = jnp.float32
     bn_axis_name: str | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """Map float RGB [B, H, W, 3] in [0, 255] to maps; the last has C = 2048.
-
-        There is one map a stage: what its last block returns, after the ReLU.
-        """
+        """Map float RGB [B, H, W, 3] in [0, 255] to a map of each stage's end."""
         x = image.astype(jnp.float32)[..., ::-1] - jnp.asarray(BGR_MEANS, jnp.float32)
         x = Conv(
             64,
@@ -103,35 +96,31 @@ class ResNet50(nn.Module):
         return maps
 
 
-def _keras_layers() -> tuple[KerasLayer, ...]:
-    """List the layers with weights of Keras's ResNet50, in Keras's order."""
+def _keras_layers() -> Iterator[KerasLayer]:
+    """Yield the layers with weights of Keras's ResNet50, in Keras's order."""
     kinds = {"conv": "conv2d", "bn": "batch_normalization"}
-    layers = [
-        KerasLayer(f"conv1_{part}", kinds[part], (f"stem_{part}",)) for part in kinds
-    ]
+    for part, kind in kinds.items():
+        yield KerasLayer(f"conv1_{part}", kind, (f"stem_{part}",))
     for stage, (num_blocks, _) in enumerate(STAGES, start=1):
         for block in range(1, num_blocks + 1):
             # Keras orders layers by depth, not by creation: the projection comes
             # beside the last convolution, and both convolutions before both norms.
             last = (0, 3) if block == 1 else (3,)
-            order = [("conv", 1), ("bn", 1), ("conv", 2), ("bn", 2)]
-            order += [("conv", i) for i in last] + [("bn", i) for i in last]
-            layers += [
-                KerasLayer(
-                    f"conv{stage + 1}_block{block}_{i}_{part}",
-                    kinds[part],
-                    (f"stage_{stage}_block_{block}", f"{part}_{i}"),
-                )
-                for part, i in order
-            ]
-    return tuple(layers)
+            for part, i in [
+                *(("conv", 1), ("bn", 1), ("conv", 2), ("bn", 2)),
+                *(("conv", i) for i in last),
+                *(("bn", i) for i in last),
+            ]:
+                name = f"conv{stage + 1}_block{block}_{i}_{part}"
+                path = (f"stage_{stage}_block_{block}", f"{part}_{i}")
+                yield KerasLayer(name, kinds[part], path)
 
 
 NETWORKS = {
     "resnet50": Network(
         ResNet50,
         weights=KerasWeights(
-            _keras_layers(),
+            tuple(_keras_layers()),
             path="resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
             md5="4d473c1dd8becc155b73f8504c6f6626",
         ),
