@@ -8,7 +8,7 @@ import pytest
 from mela_jax.errors import UserError
 from mela_jax.models.outputs import Outputs
 from mela_jax.models.zoo import MODELS, create_model
-from tests.models.networks import blank_variables, noise
+from tests.models.networks import blank_variables, jit_apply, noise
 
 NAME = "mobilenet_v3_small"
 
@@ -51,17 +51,12 @@ def test_shapes_and_dtypes_of_every_network(name: str, num_logits: int) -> None:
 
 @pytest.fixture(scope="module")
 def outputs(initialised: dict) -> Outputs:
-    model = create_model(NAME)
-    return jax.jit(lambda v, x: model.apply(v, x, train=False))(
-        initialised, noise(64, num=2)
-    )
+    return jit_apply(create_model(NAME))(initialised, noise(64, num=2))
 
 
 def test_bfloat16_agrees_with_float32(initialised: dict, outputs: Outputs) -> None:
     model = create_model(NAME, dtype=jnp.bfloat16)
-    half = jax.jit(lambda v, x: model.apply(v, x, train=False))(
-        initialised, noise(64, num=2)
-    )
+    half = jit_apply(model)(initialised, noise(64, num=2))
     assert half.logits.dtype == jnp.float32
     scale = np.abs(outputs.features).max()
     np.testing.assert_allclose(half.features, outputs.features, atol=0.05 * scale)
