@@ -18,7 +18,7 @@ from tests.models.networks import blank_variables
         ("efficientnet_lite0", 3_413_024, 385e6),
     ],
 )
-def test_published_sizes(name: str, body_params: int, multiply_adds: float) -> None:
+def test_published_sizes(name, body_params, multiply_adds):
     model = create_model(name)
     variables = blank_variables(model)
     width = variables["params"]["head"]["logits"]["kernel"].shape[0]
@@ -27,7 +27,7 @@ def test_published_sizes(name: str, body_params: int, multiply_adds: float) -> N
     assert flops == pytest.approx(2 * multiply_adds, rel=0.025)
 
 
-def test_flops_follow_the_image_and_the_head() -> None:
+def test_flops_follow_the_image_and_the_head():
     name = "mobilenet_v3_small"
     plain, hidden = create_model(name), create_model(name, hidden=1024)
     variables = blank_variables(plain)

@@ -57,9 +57,7 @@ def test_variables_and_evaluation_are_those_of_flax():
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 2e-2)]
 )
-def test_training_statistics_and_gradients_are_those_of_flax(
-    dtype: Any, tolerance: float
-):
+def test_training_statistics_and_gradients_are_those_of_flax(dtype, tolerance):
     def run(kind: Any) -> Any:
         layer = make(kind, dtype=dtype)
         state = variables()

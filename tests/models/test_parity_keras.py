@@ -107,7 +107,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Pair:
     return Pair(name, body, files, blank, variables, jit_apply(model))
 
 
-def test_both_keras_files_give_the_same_variables(pair: Pair) -> None:
+def test_both_keras_files_give_the_same_variables(pair):
     legacy = load_pretrained(pair.name, pair.blank, init=pair.files[0])
     assert jax.tree.structure(legacy) == jax.tree.structure(pair.blank)
     for one, other in zip(
@@ -120,15 +120,15 @@ def test_both_keras_files_give_the_same_variables(pair: Pair) -> None:
     assert count_params(legacy) == num_params
 
 
-def test_noise(pair: Pair) -> None:
+def test_noise(pair):
     pair.check(noise(SIZES[pair.name]))
 
 
-def test_real_images(pair: Pair, shared: Path) -> None:
+def test_real_images(pair, shared):
     pair.check(photographs(shared, SIZES[pair.name]))
 
 
-def test_odd_sizes(pair: Pair, shared: Path) -> None:
+def test_odd_sizes(pair, shared):
     # Keras pads odd and even extents differently before a stride of 2. The large
     # MobileNetV3 has the small one's layers, so its compilation is spared.
     sizes = {"resnet50": 65, "mobilenet_v3_small": 225}
@@ -136,7 +136,7 @@ def test_odd_sizes(pair: Pair, shared: Path) -> None:
         pair.check(photographs(shared, sizes[pair.name], num=2))
 
 
-def test_imagenet_weights_of_the_small_mobilenet(shared: Path) -> None:
+def test_imagenet_weights_of_the_small_mobilenet(shared):
     name = "mobilenet_v3_small"
     file = shared / "weights" / f"{name}_imagenet.weights.h5"
     if not file.is_file():

@@ -142,7 +142,7 @@ def check(
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_random_weights(name: str, networks: Any, tmp_path: Path) -> None:
+def test_random_weights(name, networks, tmp_path):
     arrays = randomised(networks[name][0])
     file = tmp_path / "random.npz"
     # A PyTorch state dict also holds counters and a head, neither of which matters.
@@ -155,9 +155,7 @@ def test_random_weights(name: str, networks: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_imagenet_weights_on_real_images(
-    name: str, networks: Any, shared: Path
-) -> None:
+def test_imagenet_weights_on_real_images(name, networks, shared):
     file = shared / "weights" / f"{name}_imagenet.npz"
     if not file.is_file():
         pytest.skip(f"no pretrained weights: {file} is absent")

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from mela_jax.errors import UserError
+from mela_jax.models import pretrained
 from mela_jax.models.pretrained import load_pretrained
 from mela_jax.models.zoo import MODELS, create_model
 from tests.models.networks import blank_variables
@@ -73,9 +75,7 @@ def check_small(loaded: dict[str, Any], network: keras.Model) -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(body))
 
 
-def test_a_head_in_the_file_is_ignored(
-    blank: Any, network: keras.Model, legacy: Path, weights: Path
-) -> None:
+def test_a_head_in_the_file_is_ignored(blank, network, legacy, weights):
     for file in (legacy, weights):
         loaded = load_pretrained(SMALL, blank[SMALL], init=file)
         check_small(loaded, network)
@@ -107,13 +107,7 @@ def write_legacy(file: Path, network: keras.Model, name_layer: Any) -> None:
 
 def old_name(index: int, layer: Any) -> str:
     """Spell a layer as Conv/BatchNorm and expanded_conv_1/expand."""
-    head, slash, tail = layer.name.replace(
-        "expanded_conv_", "expanded_conv/", 1
-    ).partition("/")
-    if tail[:1].isdigit():
-        number, _, tail = tail.partition("_")
-        head = f"{head}_{number}"
-    old = f"{head}{slash}{tail}"
+    old = re.sub(r"^(expanded_conv(?:_\d+)?)_", r"\1/", layer.name)
     return old.replace("_bn", "/BatchNorm").replace("conv_", "Conv_", 1)
 
 
@@ -125,14 +119,14 @@ def no_name(index: int, layer: Any) -> str | None:
 
 @pytest.mark.parametrize("name_layer", [old_name, no_name])
 def test_names_of_older_keras_and_unknown_ones_which_go_by_order(
-    name_layer: Any, blank: Any, network: keras.Model, tmp_path: Path
-) -> None:
+    name_layer, blank, network, tmp_path
+):
     file = tmp_path / "old.h5"
     write_legacy(file, network, name_layer)
     check_small(load_pretrained(SMALL, blank[SMALL], init=file), network)
 
 
-def test_files_that_name_only_class_and_count(blank: Any, tmp_path: Path) -> None:
+def test_files_that_name_only_class_and_count(blank, tmp_path):
     # What Keras 3 wrote at first: no layer names, groups conv2d, conv2d_1 ...
     body = keras.applications.MobileNetV3Small(
         weights=None, include_top=False, input_shape=(96, 96, 3)
@@ -164,20 +158,16 @@ def replace_kernel(file: Path, value: Any = None, **options: Any) -> None:
         (np.zeros(SHAPE, np.int32), "1 values are not floats"),
     ],
 )
-def test_values_that_do_not_fit(
-    value: np.ndarray, said: str, blank: Any, legacy: Path
-) -> None:
+def test_values_that_do_not_fit(value, said, blank, legacy):
     replace_kernel(legacy, value)
     refused(SMALL, blank, legacy, said, SMALL, str(legacy))
 
 
-def test_another_networks_file(blank: Any, legacy: Path) -> None:
+def test_another_networks_file(blank, legacy):
     refused(LARGE, blank, legacy, "layers are missing")
 
 
-def test_values_in_another_file_are_refused(
-    blank: Any, legacy: Path, tmp_path: Path
-) -> None:
+def test_values_in_another_file_are_refused(blank, legacy, tmp_path):
     link = tmp_path / "link.h5"
     with h5py.File(link, "w") as h5:
         h5["model_weights"] = h5py.ExternalLink(str(legacy), "model_weights")
@@ -190,7 +180,7 @@ def test_values_in_another_file_are_refused(
     refused(SMALL, blank, legacy, "another file")
 
 
-def test_truncated_and_foreign_files(blank: Any, weights: Path, tmp_path: Path) -> None:
+def test_truncated_and_foreign_files(blank, weights, tmp_path):
     cut, text = tmp_path / "cut.h5", tmp_path / "text.h5"
     cut.write_bytes(weights.read_bytes()[:100_000])
     text.write_text("not weights")
@@ -200,7 +190,7 @@ def test_truncated_and_foreign_files(blank: Any, weights: Path, tmp_path: Path) 
     refused(LITE, blank, weights, "takes a .npz")
 
 
-def test_npz_that_does_not_fit(blank: Any, tmp_path: Path) -> None:
+def test_npz_that_does_not_fit(blank, tmp_path):
     file = tmp_path / "weights.npz"
     stem, other = "_conv_stem.weight", "_blocks.0._se_reduce.weight"
     kernel = np.zeros((8, 3, 3, 3), np.float32)
@@ -213,9 +203,14 @@ def test_npz_that_does_not_fit(blank: Any, tmp_path: Path) -> None:
     refused(LITE, blank, file, "allow_pickle=False")
 
 
-def test_imagenet_without_a_network(
-    blank: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_unpacks_to_too_much(blank, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "MAX_BYTES", 1000)
+    refused(SMALL, blank, weights, "more than 1000 bytes")
+    np.savez_compressed(tmp_path / "zeros.npz", zeros=np.zeros(1000))
+    refused(LITE, blank, tmp_path / "zeros.npz", "more than 1000 bytes")
+
+
+def test_imagenet_without_a_network(blank, tmp_path, monkeypatch):
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise urllib.error.URLError("no route to host")
 
@@ -229,12 +224,8 @@ def test_imagenet_without_a_network(
 
 
 def test_imagenet_download_is_verified_and_kept(
-    blank: Any,
-    network: keras.Model,
-    legacy: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    blank, network, legacy, tmp_path, monkeypatch
+):
     fetched = []
 
     def serve(url: str, *, timeout: float) -> io.BytesIO:
@@ -256,7 +247,7 @@ def test_imagenet_download_is_verified_and_kept(
     assert fetched[0].endswith(f"keras-applications/{entry.weights.path}")
 
 
-def test_published_hashes_are_kerass_own() -> None:
+def test_published_hashes_are_kerass_own():
     from keras.src.applications import mobilenet_v3, resnet
 
     hashes = {
