@@ -139,14 +139,9 @@ class InvertedResidual(nn.Module):
 class InvertedResidualNet(nn.Module):
     """A body: 3x3 stem, inverted residuals, 1x1 top to a map at 1/32 of the size.
 
-    Attributes:
-      blocks: from the stem on.
-      normalise: maps float32 RGB in [0, 255] to what the stem takes.
-      activation: after the stem and after the top.
-      stem_filters: channels of the stem.
-      top_filters: channels of the last map.
-      dtype: compute dtype; parameters and statistics stay float32.
-      bn_axis_name: mapped axis over which batch statistics are averaged, or None.
+    `normalise` maps float32 RGB in [0, 255] to what the stem takes; `activation` is
+    that of stem and top. Parameters and statistics stay float32 whatever `dtype`; the
+    batch's statistics are averaged over the mapped axis `bn_axis_name`, if any.
     """
 
     blocks: tuple[Block, ...]
@@ -165,10 +160,9 @@ class InvertedResidualNet(nn.Module):
         """
         norm = norm_layer(self, train=train)
         x = self.normalise(image.astype(jnp.float32))
-        stem = Conv(
+        x = Conv(
             self.stem_filters, (3, 3), strides=2, dtype=self.dtype, name="stem_conv"
-        )
-        x = stem(x)
+        )(x)
         x = self.activation(norm(name="stem_bn")(x))
         maps, stride = {}, 2
         for index, block in enumerate(self.blocks):

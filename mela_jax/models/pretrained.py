@@ -6,9 +6,9 @@ Three layouts are read, with h5py and NumPy alone:
 - Keras 3 `.weights.h5` (`model.save_weights`);
 - `.npz` of a PyTorch state dict.
 
-Which of them a network takes, and how the names in it map onto the body's, its entry in
-its family's file says. A file is accepted only if its body and the network's match one
-to one, every shape included. A classification head in the file is ignored.
+A network's entry in its family's file says which of them it takes, and how the names
+map onto the body's. A file is accepted only if its body and the network's match one to
+one, every shape included. A classification head in the file is ignored.
 """
 
 import hashlib

@@ -27,12 +27,7 @@ STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))
 class Bottleneck(nn.Module):
     """Reduce, filter, restore to 4 x filters; add the (projected) input.
 
-    Attributes:
-      filters: channels inside the bottleneck.
-      strides: of the first convolution and of the projection.
-      project: project the input with a 1x1 convolution instead of adding it as is.
-      dtype: compute dtype; parameters and statistics stay float32.
-      bn_axis_name: mapped axis over which batch statistics are averaged, or None.
+    `strides` is that of the first convolution and of the projection.
     """
 
     filters: int
