@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mela_jax.models import efficientnet_lite
+from mela_jax.models.families import efficientnet_lite
 
 
 def create_keras_model(name: str, size: int) -> keras.Model:
@@ -107,5 +107,5 @@ def _efficientnet_lite0(size: int) -> keras.Model:
         x = conv(layers.ReLU(6.0)(norm(x)), block.filters)
         if block.strides == 1 and inputs.shape[-1] == block.filters:
             x = layers.Add()([x, inputs])
-    x = layers.ReLU(6.0)(conv(x, efficientnet_lite.HEAD_FILTERS))
+    x = layers.ReLU(6.0)(conv(x, efficientnet_lite.TOP_FILTERS))
     return keras.Model(image, layers.GlobalAveragePooling2D()(x))

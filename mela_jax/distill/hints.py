@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mela_jax.models.layers import Conv
 from mela_jax.models.normalization import BatchNorm
-from mela_jax.models.resnet import Conv
 
 
 class Regressor(nn.Module):
@@ -25,7 +25,7 @@ class Regressor(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map float[B, h, w, C] to float32[B, h, w, channels]."""
-        x = Conv(self.channels, name="conv")(x)
+        x = Conv(self.channels, use_bias=True, fixed_bias=True, name="conv")(x)
         x = BatchNorm(
             use_running_average=not train, axis_name=self.bn_axis_name, name="bn"
         )(x)

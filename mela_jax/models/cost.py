@@ -28,21 +28,14 @@ def count_flops(
     A multiply-add counts as two. Counted are convolutions and matrix products, from
     the traced program, windows over padding included; batch norm, activations and
     pooling are left out, as in the papers' tables (which give multiply-adds: half).
-    Nothing is compiled or run.
-
-    Args:
-      model: module with `__call__(image, *, train)`.
-      variables: its variables, as arrays or `jax.ShapeDtypeStruct`s.
-      image_size: height and width of the image, in pixels.
+    Nothing is compiled or run, and `variables` may be `jax.ShapeDtypeStruct`s.
     """
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-
-    def score(variables: Mapping[str, Any], image: jax.Array) -> Any:
-        return model.apply(variables, image, train=False)
-
     # The CPU's fast depthwise lowering has no convolution in it to be counted.
     with plain_convolutions():
-        program = jax.make_jaxpr(score)(variables, image)
+        program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(
+            variables, image
+        )
     return sum(_flops(equation) for equation in _equations(program.jaxpr))
 
 
@@ -59,20 +52,16 @@ def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
 
 def _flops(equation: core.JaxprEqn) -> int:
     """Count 2 x multiply-adds of one equation."""
-    size = math.prod(_shape(equation.outvars[0]))
+    result: Any = equation.outvars[0].aval
+    operands: Any = [variable.aval for variable in equation.invars]
+    multiply_adds = 0
     if equation.primitive.name == "conv_general_dilated":
-        kernel = _shape(equation.invars[1])
+        kernel = operands[1].shape
         out_channels = equation.params["dimension_numbers"].rhs_spec[0]
         # The kernel's input dimension is already channels per group.
-        return 2 * size * math.prod(kernel) // kernel[out_channels]
-    if equation.primitive.name == "dot_general":
+        multiply_adds = result.size * math.prod(kernel) // kernel[out_channels]
+    elif equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
-        left = _shape(equation.invars[0])
-        return 2 * size * math.prod(left[axis] for axis in contracted)
-    return 0
-
-
-def _shape(variable: core.Var | core.Literal) -> tuple[int, ...]:
-    if not isinstance(variable.aval, jax.core.ShapedArray):
-        raise TypeError(f"{variable} is not an array")
-    return variable.aval.shape
+        summed = math.prod(operands[0].shape[axis] for axis in contracted)
+        multiply_adds = result.size * summed
+    return 2 * multiply_adds

@@ -1,12 +1,11 @@
 """What an int8 file of a network has in eight bits, and what it keeps in float.
 
-The one description for both that need it: `export.quantize`, which makes such files,
-and `mela_jax.models.fake_quant`, which trains with their rounding.
+The one description for `export.quantize`, which makes such files, and for
+`mela_jax.models.fake_quant`, which trains with their rounding.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 
@@ -15,29 +14,27 @@ import flax.linen as nn
 # values to place a threshold on.
 _EVERYWHERE = ("body/stem_", "body/block_00", "head")
 
-Activation = Literal["relu", "hard_sigmoid", "other"]
+Fused = Literal["relu", "hard_sigmoid"] | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Rounding:
+class Rounding(NamedTuple):
     """Where a network is rounded in training, besides what enters a convolution.
 
     Attributes:
       enters: whether what enters a module is rounded although the module is no
         convolution: the addition at the end of a block, the gate after a ReLU, and the
         head where the last map comes from a ReLU.
-      activation_after: what follows on a module that ends a convolution (its batch
-        norm, or the convolution itself where it has a bias): "relu", for a ReLU or a
-        ReLU6, and "hard_sigmoid" are part of the convolution, so that the rounding
-        comes after them; "other" stands for a float operation, an addition or nothing.
+      fused_after: the activation that is part of the convolution which a module ends
+        (its batch norm, or the convolution itself where it has a bias), so that the
+        rounding comes after it: "relu" stands for ReLU6 too; None is a float
+        operation, an addition or nothing.
     """
 
     enters: Callable[[nn.Module], bool]
-    activation_after: Callable[[nn.Module], Activation]
+    fused_after: Callable[[nn.Module], Fused]
 
 
-@dataclasses.dataclass(frozen=True)
-class Int8:
+class Int8(NamedTuple):
     """How a network becomes an int8 file.
 
     Attributes:
@@ -52,12 +49,8 @@ class Int8:
 
 
 def float_parts(network: nn.Module) -> tuple[str, ...]:
-    """Return the parts of a network that stay float in an int8 file.
+    """Return the beginnings of the paths of what stays float, such as "head".
 
-    Args:
-      network: a `Classifier`.
-
-    Returns:
-      The beginnings of their paths in the network, such as "body/block_00" and "head".
+    `network` is a `Classifier`.
     """
     return (*_EVERYWHERE, *network.int8.float_parts)

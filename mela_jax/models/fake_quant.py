@@ -3,20 +3,16 @@
 Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", CVPR 2018 (arXiv:1712.05877). What an int8 file of
 `export.to_tflite` keeps in eight bits is rounded in the forward pass, and the gradient
-passes as if it were not (the straight-through estimator).
+passes as if it were not (the straight-through estimator). No variables are added.
 
-- **Weights**: symmetric, one scale per output channel. Batch norm is folded into them:
-  it multiplies a channel by one number, which multiplies the channel's scale by the
-  same and leaves the rounded integers as they are, so that rounding the kernel and
+- **Weights**: symmetric, one scale per output channel. Batch norm is folded into them,
+  which multiplies a channel and its scale by the same number: rounding the kernel and
   rounding the folded kernel are the same thing, whatever the statistics.
 - **Activations**: asymmetric, one scale per tensor, over the range of the batch, as the
-  export calibrates by the smallest and largest value. A ReLU is part of the convolution
-  before it, so that only what it lets through is rounded, and so are the two ends of a
-  squeeze-and-excite gate. Hard-swish is one float operation between two rounded
-  tensors. Where these are, the network's `eight_bits.Rounding` tells. What
-  `eight_bits.float_parts` names is left alone.
-
-No state is added: the variables of the network are those without fake quantization.
+  export calibrates by the smallest and largest value. Where these are, the network's
+  `eight_bits.Rounding` tells: a ReLU and the two ends of a squeeze-and-excite gate are
+  part of the convolution before them, hard-swish is one float operation between two
+  rounded tensors. What `eight_bits.float_parts` names is left alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,33 +22,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mela_jax.models.convolution import DepthwiseConv, PointwiseConv
-from mela_jax.models.eight_bits import Rounding, float_parts
+from mela_jax.models.eight_bits import float_parts
 from mela_jax.models.head import Head
 from mela_jax.models.normalization import BatchNorm
 
-_CONVOLUTIONS = (nn.Conv, PointwiseConv, DepthwiseConv)
 # int8 without -128, so that the scale is symmetric.
 _WEIGHT_LEVELS = 127
 _ACTIVATION_LEVELS = 255
 
 
 def fake_quantize_weights(kernel: jax.Array) -> jax.Array:
-    """Round a kernel to int8, one scale for each channel of its last axis.
-
-    Args:
-      kernel: float[..., D].
-    """
+    """Round a kernel float[..., D] to int8, one scale for each of the D channels."""
     largest = jnp.max(jnp.abs(kernel), axis=tuple(range(kernel.ndim - 1)))
     scale = jnp.maximum(largest, 1e-12) / _WEIGHT_LEVELS
     return _straight_through(kernel, jnp.round(kernel / scale) * scale)
 
 
 def fake_quantize_activations(x: jax.Array) -> jax.Array:
-    """Round a tensor to int8 over its own range, in which zero has a level of its own.
+    """Round a float tensor to int8 over its own range, zero to zero.
 
-    Args:
-      x: float, any shape. Its range is not differentiated.
+    The range is not differentiated.
     """
     values = jax.lax.stop_gradient(x).astype(jnp.float32)
     # Zero is inside, for the padding of a convolution is made of it.
@@ -65,20 +54,15 @@ def fake_quantize_activations(x: jax.Array) -> jax.Array:
 
 
 def make_fake_quantized(network: nn.Module) -> Callable[..., Any]:
-    """Return `network.apply` with the rounding of an int8 file.
-
-    Args:
-      network: a `Classifier` that can be trained so (`Network.trains_rounded`).
-
-    Returns:
-      A function with the arguments and results of `network.apply`.
+    """Return a `Classifier`'s `apply` with the rounding of an int8 file.
 
     Raises:
-      ValueError: if the network does not say where it is rounded.
+      ValueError: if the network does not say where it is rounded
+        (`Network.trains_rounded`).
     """
     rounding = network.int8.rounding
     if rounding is None:
-        raise ValueError(f"{type(network.body).__name__} says nowhere what is rounded")
+        raise ValueError(f"{type(network.body).__name__} does not say what is rounded")
     kept = float_parts(network)
 
     def intercept(
@@ -93,12 +77,20 @@ def make_fake_quantized(network: nn.Module) -> Callable[..., Any]:
         is_float = "/".join(module.path).startswith(kept)
         # The head computes in float; what enters it is the body's.
         enters = isinstance(module, Head) or not is_float
-        if enters and (isinstance(module, _CONVOLUTIONS) or rounding.enters(module)):
+        if enters and (isinstance(module, nn.Conv) or rounding.enters(module)):
             args = (fake_quantize_activations(args[0]), *args[1:])
         result = method(*args, **kwargs)
         if is_float or not _ends_convolution(module):
             return result
-        return _round_result(rounding, module, result)
+        fused = rounding.fused_after(module)
+        if fused == "relu":
+            # What the ReLU lets through is rounded where it enters another convolution,
+            # or a module of which `Rounding.enters` tells.
+            return result
+        if fused == "hard_sigmoid":
+            # relu6(x + 3) is part of the convolution.
+            return fake_quantize_activations(jax.nn.relu6(result + 3.0)) - 3.0
+        return fake_quantize_activations(result)
 
     def apply(variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         rounded = {**variables, "params": _round_kernels(variables["params"], kept)}
@@ -127,21 +119,5 @@ def _round_kernels(params: Mapping[str, Any], kept: tuple[str, ...]) -> Any:
 
 def _ends_convolution(module: nn.Module) -> bool:
     """Say whether no batch norm or bias of a convolution follows on a module."""
-    if isinstance(module, _CONVOLUTIONS):
-        return getattr(module, "use_bias", False)
-    return isinstance(module, BatchNorm)
-
-
-def _round_result(rounding: Rounding, module: nn.Module, result: jax.Array) -> Any:
-    """Round what leaves a convolution, unless it is rounded where it enters the next.
-
-    That is so after a ReLU: what the ReLU lets through enters another convolution, or a
-    module of which `Rounding.enters` tells.
-    """
-    after = rounding.activation_after(module)
-    if after == "relu":
-        return result
-    if after == "hard_sigmoid":
-        # relu6(x + 3) is part of the convolution.
-        return fake_quantize_activations(jax.nn.relu6(result + 3.0)) - 3.0
-    return fake_quantize_activations(result)
+    biased = isinstance(module, nn.Conv) and module.use_bias
+    return biased or isinstance(module, BatchNorm)

@@ -1,5 +1,6 @@
 """The classification head, and the network made of a body and a head."""
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ from mela_jax.models.eight_bits import Int8
 from mela_jax.models.outputs import LAST_MAP, Outputs
 
 Pool = Literal["avg", "max"]
+_POOLS: Mapping[str, Callable[..., jax.Array]] = {"avg": jnp.mean, "max": jnp.max}
 
 
 class Head(nn.Module):
@@ -37,22 +39,12 @@ class Head(nn.Module):
     def __call__(
         self, feature_map: jax.Array, *, train: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """Return (logits float32 [B, K], features float32 [B, F]).
+        """Map [B, h, w, C] to logits float32[B, K] and features float32[B, F].
 
-        Args:
-          feature_map: [B, h, w, C], any float dtype.
-          train: draw a dropout mask from the rng named "dropout".
-
-        Raises:
-          ValueError: if `pool` is neither "avg" nor "max".
+        In training the dropout mask is drawn from the rng named "dropout".
         """
         x = feature_map.astype(jnp.float32)
-        if self.pool == "avg":
-            features = jnp.mean(x, axis=(1, 2))
-        elif self.pool == "max":
-            features = jnp.max(x, axis=(1, 2))
-        else:
-            raise ValueError(f"pool must be 'avg' or 'max', not {self.pool!r}")
+        features = _POOLS[self.pool](x, axis=(1, 2))
         if self.hidden:
             features = jax.nn.hard_swish(nn.Dense(self.hidden, name="hidden")(features))
         dropped = features
@@ -75,12 +67,10 @@ def _keep_mask(
     `nn.Dropout` would draw from one key a device, and so the masks, and the loss,
     would depend on the number of devices.
     """
-    first: int | jax.Array = 0
+    rows = jnp.arange(shape[0])
     if batch_axis_name is not None:
-        first = jax.lax.axis_index(batch_axis_name) * shape[0]
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(
-        first + jnp.arange(shape[0])
-    )
+        rows = jax.lax.axis_index(batch_axis_name) * shape[0] + rows
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
     return jax.vmap(lambda k: jax.random.bernoulli(k, keep, shape[1:]))(keys)
 
 
@@ -102,12 +92,10 @@ class Classifier(nn.Module):
     int8: Int8 = Int8()
 
     def __call__(self, image: jax.Array, *, train: bool) -> Outputs:
-        """Return the `Outputs` of a batch.
+        """Return the `Outputs` of float [B, H, W, 3], RGB in [0, 255], any size.
 
-        Args:
-          image: float [B, H, W, 3], RGB in [0, 255], any height and width.
-          train: use the batch's own statistics in batch norm (the collection
-            "batch_stats" must be mutable) and apply dropout (rng "dropout").
+        Training uses the batch's own statistics in batch norm (the collection
+        "batch_stats" must be mutable) and dropout (rng "dropout").
         """
         # Not by the methods below: Flax writes a method's name into its layers' names,
         # by which the export knows what an int8 file keeps in float.

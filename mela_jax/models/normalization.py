@@ -17,17 +17,11 @@ from jax import lax
 
 
 class BatchNorm(nn.Module):
-    """Normalise each channel; parameters and statistics named as in Flax and Keras.
+    """Normalise each channel; variables and attributes are those of `nn.BatchNorm`.
 
     Parameters "scale" and "bias", statistics "mean" and "var" (collection
-    "batch_stats"), all float32[C].
-
-    Attributes:
-      use_running_average: evaluation mode: the stored statistics, not the batch's.
-      momentum: share of the old value in a new stored statistic.
-      epsilon: added to the variance.
-      axis_name: mapped axis over which batch statistics are averaged, or None.
-      dtype: dtype of the result; everything inside is float32.
+    "batch_stats"), are float32[C]; `dtype` is that of the result, everything inside is
+    float32; batch statistics are averaged over the mapped axis `axis_name`, if any.
     """
 
     use_running_average: bool
@@ -49,8 +43,8 @@ class BatchNorm(nn.Module):
             y = x.astype(jnp.float32) * gain + (bias - mean.value * gain)
             return y.astype(self.dtype)
         # Under `init` there is no mapped axis yet.
-        axis_name = None if self.is_initializing() else self.axis_name
-        y, batch_mean, batch_var = _normalise(x, scale, bias, self.epsilon, axis_name)
+        axis = None if self.is_initializing() else self.axis_name
+        y, batch_mean, batch_var = _normalise(x, scale, bias, self.epsilon, axis)
         if not self.is_initializing():
             for stored, new in ((mean, batch_mean), (var, batch_var)):
                 stored.value = self.momentum * stored.value + (1 - self.momentum) * new
@@ -66,36 +60,25 @@ def _sums(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.stack([a.sum((0, 1, 2)), b.sum((0, 1, 2))])
 
 
-def _average(sums: jax.Array, x: jax.Array, axis_name: str | None) -> jax.Array:
-    """Divide sums over `x` [B, H, W, C] by their count, over the mapped axis as well.
-
-    `sums` and the result are float32[2, C].
-    """
+def _average(sums: jax.Array, x: jax.Array, axis: str | None) -> jax.Array:
+    """Divide sums float32[2, C] over `x` by their count, over the mapped axis too."""
     means = sums * (x.shape[-1] / x.size)
-    return means if axis_name is None else lax.pmean(means, axis_name)
+    return means if axis is None else lax.pmean(means, axis)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalise(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
-    axis_name: str | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis: str | None
+) -> Any:
     """Return (float32[B, H, W, C] normalised, mean float32[C], variance float32[C])."""
-    return _normalise_fwd(x, scale, bias, epsilon, axis_name)[0]
+    return _normalise_fwd(x, scale, bias, epsilon, axis)[0]
 
 
 def _normalise_fwd(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
-    axis_name: str | None,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis: str | None
+) -> Any:
     wide = x.astype(jnp.float32)
-    mean, mean_of_squares = _average(_sums(wide, wide * wide), x, axis_name)
+    mean, mean_of_squares = _average(_sums(wide, wide * wide), x, axis)
     # Rounding may leave a constant channel slightly below zero.
     var = jnp.maximum(mean_of_squares - mean * mean, 0.0)
     inverse = lax.rsqrt(var + epsilon)
@@ -105,8 +88,8 @@ def _normalise_fwd(
 
 
 def _normalise_bwd(
-    epsilon: float, axis_name: str | None, residuals: Any, cotangents: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    epsilon: float, axis: str | None, residuals: Any, cotangents: Any
+) -> Any:
     # The stored statistics are no part of the loss: only y's cotangent counts.
     x, scale, mean, inverse = residuals
     g = cotangents[0]
@@ -115,7 +98,7 @@ def _normalise_bwd(
     # This device's share: the training step averages gradients over the devices.
     grad_bias = sums[0]
     grad_scale = inverse * (sums[1] - mean * sums[0])
-    means = _average(jnp.stack([grad_bias, grad_scale]), x, axis_name)
+    means = _average(jnp.stack([grad_bias, grad_scale]), x, axis)
     # dx = scale / std * (g - E[g] - x_hat E[g x_hat]), as one multiply-add in g and x.
     gain = scale * inverse
     slope = -gain * inverse * means[1]

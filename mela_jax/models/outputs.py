@@ -17,7 +17,7 @@ class Outputs(NamedTuple):
       maps: name -> [B, h, w, C] in the compute dtype: "stride_4", "stride_8",
         "stride_16" and "stride_32", each what the last block at that fraction of the
         image's size returns (h = ceil(H / 4) and so on), as far as the network has
-        them. "stride_32" always is there: it is what the head reads, after the last
+        them. "stride_32" is always there: it is what the head reads, after the last
         activation.
     """
 

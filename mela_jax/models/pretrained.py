@@ -6,82 +6,38 @@ Three layouts are read, with h5py and NumPy alone:
 - Keras 3 `.weights.h5` (`model.save_weights`);
 - `.npz` of a PyTorch state dict.
 
-Which of them a network takes, and how the names in it map onto the body's, its entry in
-its family's file says. A file is accepted only if its body and the network's match one
-to one, every shape included. A classification head in the file is ignored.
+A network's entry in its family's file says which of them it takes, and how the names
+map onto the body's. A file is accepted only if its body and the network's match one to
+one, every shape included. A classification head in the file is ignored.
 """
 
-import contextlib
 import hashlib
+import http.client
+import itertools
 import os
-import shutil
-import tempfile
+import re
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from mela_jax.atomic import write_atomically
 from mela_jax.errors import UserError
-from mela_jax.models.keras_file import match_keras
-from mela_jax.models.stored import Misfit, Source, first_few
-from mela_jax.models.weights import KerasWeights, Key, StateDict
+from mela_jax.models.registry import KerasLayer, KerasWeights, Key, StateDict
 from mela_jax.models.zoo import MODELS
 
-# Far above any network here; stops an archive that unpacks to fill the memory.
-MAX_NPZ_BYTES = 1 << 30
+# Far above any network here; stops a file that unpacks to fill the memory.
+MAX_BYTES = 1 << 30
 DOWNLOAD_TIMEOUT_S = 30
-
-
-def load_pretrained(
-    name: str, variables: Mapping[str, Any], *, init: str | os.PathLike[str]
-) -> dict[str, Any]:
-    """Fill a network's body with pretrained weights; leave its head as it is.
-
-    Args:
-      name: the model's name, a key of `zoo.MODELS`.
-      variables: {"params": {"body", "head"}, "batch_stats": {"body"}} as initialised.
-      init: "imagenet" (keras.applications' own file, downloaded where it is not
-        cached), or the path of a file: a Keras `.h5` or `.weights.h5`, or a `.npz`
-        where the network's weights are a PyTorch `StateDict`.
-
-    Returns:
-      The variables, float32, with every value of the body replaced.
-
-    Raises:
-      UserError: if the file cannot be had or read, or does not fit the network
-        exactly; the variables passed in are never changed.
-    """
-    file = find_imagenet_file(name) if init == "imagenet" else Path(init)
-    if not file.is_file():
-        raise UserError(
-            f"no weights for {name}: there is no file {file}; give init='imagenet', "
-            "init='random', or the path of a Keras .h5 or of a .npz file"
-        )
-    flat = traverse_util.flatten_dict(dict(variables))
-    body = {key: leaf for key, leaf in flat.items() if key[1] == "body"}
-    try:
-        with _open_sources(name, file) as sources:
-            values = _read_all(body, sources)
-    except Misfit as misfit:
-        raise UserError(
-            f"the weights in {file} are not those of {name}: {misfit}; "
-            "give a file of this very network"
-        ) from misfit
-    except _READ_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"cannot read weights for {name} from {file}: {reason}; "
-            "it may be truncated, fetch it again"
-        ) from error
-    return traverse_util.unflatten_dict(flat | values)
-
+KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
 
 # What h5py, zipfile and NumPy raise for files that are broken or made up.
 _READ_ERRORS = (
@@ -96,28 +52,52 @@ _READ_ERRORS = (
 )
 
 
-@contextlib.contextmanager
-def _open_sources(name: str, file: Path) -> Iterator[dict[Key, Source]]:
-    """Open a file of weights and find each body variable's value in it."""
-    weights = MODELS[name].weights
-    if h5py.is_hdf5(file):
-        if not isinstance(weights, KerasWeights):
-            raise UserError(f"{name} takes a .npz file, but {file} is HDF5")
-        with h5py.File(file, "r") as h5:
-            yield match_keras(h5, weights)
-    elif zipfile.is_zipfile(file):
-        if not isinstance(weights, StateDict):
-            raise UserError(
-                f"{name} takes a Keras .h5 or .weights.h5 file, but {file} is a "
-                "zip archive (for a .keras file: load it in Keras and call "
-                "save_weights)"
-            )
-        yield _match_state_dict(_read_npz(file), weights)
-    else:
+class _Misfit(Exception):
+    """A file that can be read, but is not that of the network: says what differs."""
+
+
+# Variable -> its name in the file, and its value with the axes in Flax's order.
+_Sources = dict[Key, tuple[str, np.ndarray]]
+
+
+def load_pretrained(
+    name: str, variables: Mapping[str, Any], *, init: str | os.PathLike[str]
+) -> dict[str, Any]:
+    """Return the variables with the body's, all float32, replaced by pretrained ones.
+
+    Args:
+      name: the model's name, a key of `zoo.MODELS`.
+      variables: {"params": {"body", "head"}, "batch_stats": {"body"}} as initialised;
+        they are never changed.
+      init: "imagenet" (keras.applications' own file, downloaded where it is not
+        cached), or the path of a file: a Keras `.h5` or `.weights.h5`, or a `.npz`
+        where the network's weights are a PyTorch `StateDict`.
+
+    Raises:
+      UserError: if the file cannot be had or read, or does not fit the network exactly.
+    """
+    file = find_imagenet_file(name) if init == "imagenet" else Path(init)
+    if not file.is_file():
         raise UserError(
-            f"cannot read weights for {name}: {file} is neither HDF5 nor .npz; "
-            "it may be truncated, fetch it again"
+            f"no weights for {name}: there is no file {file}; give init='imagenet', "
+            "init='random', or the path of a Keras .h5 or of a .npz file"
         )
+    flat = traverse_util.flatten_dict(dict(variables))
+    body = {key: leaf for key, leaf in flat.items() if key[1] == "body"}
+    try:
+        values = _check(body, _read(name, file))
+    except _Misfit as misfit:
+        raise UserError(
+            f"the weights in {file} are not those of {name}: {misfit}; "
+            "give a file of this very network"
+        ) from misfit
+    except _READ_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"cannot read weights for {name} from {file}: {reason}; "
+            "it may be truncated, fetch it again"
+        ) from error
+    return traverse_util.unflatten_dict(flat | values)
 
 
 def find_imagenet_file(name: str) -> Path:
@@ -136,75 +116,130 @@ def find_imagenet_file(name: str) -> Path:
             f"{name}_imagenet.npz>, an archive of the state dict in the pip package "
             f"{weights.package}, or init='random'"
         )
-    download = weights.download
-    if download is None:
-        raise UserError(
-            f"init='imagenet' has no download for {name}: give init=<path of a Keras "
-            ".h5 or .weights.h5 file>, or init='random'"
-        )
+    url = f"{KERAS_URL}/{weights.path}"
     home = os.environ.get("KERAS_HOME", os.path.join("~", ".keras"))
-    file = Path(home).expanduser() / "models" / download.url.rsplit("/", 1)[1]
-    if file.is_file() and _md5(file) == download.md5:
+    file = Path(home).expanduser() / "models" / url.rsplit("/", 1)[1]
+    if file.is_file() and _md5(file.read_bytes()) == weights.md5:
         return file
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            part = Path(folder) / file.name
-            with (
-                urllib.request.urlopen(
-                    download.url, timeout=DOWNLOAD_TIMEOUT_S
-                ) as response,
-                part.open("wb") as sink,
-            ):
-                shutil.copyfileobj(response, sink)
-            if _md5(part) != download.md5:
-                raise OSError("what arrived has another MD5 than the published file")
-            os.replace(part, file)
-    except OSError as error:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
+            content = response.read()
+        if _md5(content) != weights.md5:
+            raise OSError("what arrived has another MD5 than the published file")
+        write_atomically(file, content)
+    except (OSError, http.client.HTTPException, UserError) as error:
         raise UserError(
-            f"no ImageNet weights for {name}: cannot download {download.url} "
+            f"no ImageNet weights for {name}: cannot download {url} "
             f"({error}); put that file at {file}, or give init=<path of a Keras .h5 "
             "file>, or init='random'"
         ) from error
     return file
 
 
-def _md5(file: Path) -> str:
-    with file.open("rb") as source:
-        return hashlib.file_digest(
-            source, lambda: hashlib.md5(usedforsecurity=False)
-        ).hexdigest()
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _read_all(body: Mapping[Key, Any], sources: Mapping[Key, Source]) -> dict[Key, Any]:
-    """Check names, shapes and types before reading anything, then read."""
-    problems = []
-    if missing := ["/".join(key) for key in body.keys() - sources.keys()]:
-        problems.append(f"{len(missing)} values are missing ({first_few(missing)})")
-    if extra := [sources[key].label for key in sources.keys() - body.keys()]:
-        problems.append(f"{len(extra)} values have no place ({first_few(extra)})")
-    shared = body.keys() & sources.keys()
-    if wrong := [
-        f"{sources[key].label} {sources[key].shape} for {body[key].shape}"
-        for key in shared
-        if sources[key].shape != body[key].shape
-    ]:
-        problems.append(f"{len(wrong)} shapes differ ({first_few(wrong)})")
-    if other := [
-        f"{sources[key].label} {sources[key].array.dtype}"
-        for key in shared
-        if sources[key].array.dtype.kind != "f"
-    ]:
-        problems.append(f"{len(other)} values are not floats ({first_few(other)})")
-    if problems:
-        raise Misfit("; ".join(problems))
-    values = {key: source.read() for key, source in sources.items()}
-    if bad := [sources[k].label for k, v in values.items() if not np.isfinite(v).all()]:
-        raise Misfit(f"{len(bad)} hold NaN or infinity ({first_few(bad)})")
-    return {key: jnp.asarray(value) for key, value in values.items()}
+def _read(name: str, file: Path) -> _Sources:
+    """Read a file of weights and name the body's variables in it."""
+    weights = MODELS[name].weights
+    if h5py.is_hdf5(file):
+        if not isinstance(weights, KerasWeights):
+            raise UserError(f"{name} takes a .npz file, but {file} is HDF5")
+        with h5py.File(file, "r") as h5:
+            return _match_keras(_read_layers(h5), weights)
+    if zipfile.is_zipfile(file):
+        if not isinstance(weights, StateDict):
+            raise UserError(
+                f"{name} takes a Keras .h5 or .weights.h5 file, but {file} is a "
+                "zip archive (for a .keras file: load it in Keras and call "
+                "save_weights)"
+            )
+        return _match_state_dict(_read_npz(file), weights)
+    raise UserError(
+        f"cannot read weights for {name}: {file} is neither HDF5 nor .npz; "
+        "it may be truncated, fetch it again"
+    )
 
 
-_TORCH_LEAVES: Mapping[str, tuple[str, str]] = {
+def _check(body: Mapping[Key, Any], sources: _Sources) -> dict[Key, jax.Array]:
+    """Return the values, float32, if they are just what the body takes."""
+    shared = [(*source, body[k]) for k, source in sources.items() if k in body]
+    _refuse(
+        {
+            "values are missing": ["/".join(k) for k in body.keys() - sources.keys()],
+            "values have no place": [
+                sources[k][0] for k in sources.keys() - body.keys()
+            ],
+            "shapes differ": [
+                f"{label} {value.shape} for {leaf.shape}"
+                for label, value, leaf in shared
+                if value.shape != leaf.shape
+            ],
+            "values are not floats": [
+                f"{label} {value.dtype}"
+                for label, value, _ in shared
+                if value.dtype.kind != "f"
+            ],
+            "hold NaN or infinity": [
+                label
+                for label, value, _ in shared
+                if value.dtype.kind == "f" and not np.isfinite(value).all()
+            ],
+        }
+    )
+    return {k: jnp.asarray(value, jnp.float32) for k, (_, value) in sources.items()}
+
+
+def _refuse(problems: Mapping[str, Collection[str]]) -> None:
+    """Raise `_Misfit` if any problem has labels: their number and the first three."""
+    said = []
+    for problem, labels in problems.items():
+        if labels:
+            more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+            first = ", ".join(sorted(labels)[:3])
+            said.append(f"{len(labels)} {problem} ({first}{more})")
+    if said:
+        raise _Misfit("; ".join(said))
+
+
+def _match_keras(
+    stored: Mapping[str, Sequence[h5py.Dataset]], weights: KerasWeights
+) -> _Sources:
+    """Find each body variable's data set: by name, else by class, else by order.
+
+    Raises:
+      _Misfit: layers are missing, or have no place in the network.
+      ValueError: a layer does not hold what a layer of Keras's does.
+    """
+    # No body here has a dense layer, so a matrix belongs to somebody's head.
+    ignored = {_modern(name) for name in weights.ignored}
+    stored = {
+        name: datasets
+        for name, datasets in stored.items()
+        if name not in ignored and datasets[0].ndim != 2
+    }
+    kinds = [layer.kind for layer in weights.layers]
+    counts = [kinds[:index].count(kind) for index, kind in enumerate(kinds)]
+    by_name = [_modern(layer.name) for layer in weights.layers]
+    by_class = [f"{k}_{n}" if n else k for k, n in zip(kinds, counts, strict=True)]
+    known = (names for names in (by_name, by_class) if stored.keys() & set(names))
+    # Names of an older release: Keras itself loads such files by position.
+    layers = dict(zip(next(known, list(stored)), weights.layers, strict=False))
+    _refuse(
+        {
+            "layers are missing": layers.keys() - stored.keys(),
+            "layers have no place": stored.keys() - layers.keys(),
+        }
+    )
+    sources: _Sources = {}
+    for name, datasets in stored.items():
+        sources |= _match_layer(name, datasets, layers[name])
+    return sources
+
+
+# Of a batch norm, by PyTorch's name and in Keras's order.
+_NORM_LEAVES: Mapping[str, tuple[str, str]] = {
     "weight": ("params", "scale"),
     "bias": ("params", "bias"),
     "running_mean": ("batch_stats", "mean"),
@@ -212,36 +247,132 @@ _TORCH_LEAVES: Mapping[str, tuple[str, str]] = {
 }
 
 
+def _match_layer(
+    name: str, datasets: Sequence[h5py.Dataset], layer: KerasLayer
+) -> _Sources:
+    """Read the variables that a layer's data sets fill; Keras fixes their order."""
+    leaves = list(_NORM_LEAVES.values())
+    if datasets[0].ndim != 1:
+        leaves = [("params", "kernel"), ("params", "bias")][: len(datasets)]
+    if len(leaves) != len(datasets):
+        raise ValueError(
+            f"layer {name} holds {len(datasets)} values, not {len(leaves)}"
+        )
+    sources = {}
+    for (collection, leaf), dataset in zip(leaves, datasets, strict=True):
+        value = dataset[()]
+        if layer.kind == "depthwise_conv2d" and value.ndim == 4:
+            # Keras keeps (k, k, channels, multiplier 1), a grouped convolution
+            # wants (k, k, 1, channels).
+            value = np.swapaxes(value, 2, 3)
+        sources[collection, "body", *layer.path, leaf] = f"{name}/{leaf}", value
+    return sources
+
+
+def _read_layers(h5: h5py.File) -> dict[str, list[h5py.Dataset]]:
+    """List a file's layers that hold weights, each with its data sets in order.
+
+    Keys are layer names in today's spelling (older Keras wrote "Conv/BatchNorm").
+    A legacy file's layers come in the order of the Keras network.
+
+    Raises:
+      ValueError: the file points to another one.
+    """
+    if isinstance(h5.get("model_weights", getlink=True), h5py.ExternalLink):
+        raise ValueError("model_weights points to another file")
+    root = h5.get("model_weights", h5)
+    datasets = _own_datasets(root)
+    layers = {}
+    if names := _text_attribute(root, "layer_names"):
+        for layer in names:
+            if weights := _text_attribute(root[layer], "weight_names"):
+                layers[_modern(layer)] = [datasets[f"{layer}/{w}"] for w in weights]
+        return layers
+    groups: dict[str, dict[int, h5py.Dataset]] = {}
+    for path, dataset in datasets.items():
+        group, _, index = path.rpartition("/")
+        # Optimiser slots and metrics lie beside the layers in some files, random
+        # seeds inside them.
+        if (
+            re.search(r"(^|/)_?layer", group)
+            and "/seed_generator" not in group
+            and index.isdecimal()
+        ):
+            groups.setdefault(group, {})[int(index)] = dataset
+    for group, by_index in groups.items():
+        # Keras before 3.4 did not note the layer's own name, only class and count.
+        attribute = root[group].attrs.get("name")
+        name = group.split("/")[-2] if attribute is None else _text(attribute)
+        layers[_modern(name)] = [by_index[i] for i in sorted(by_index)]
+    return layers
+
+
+def _own_datasets(root: h5py.Group) -> dict[str, h5py.Dataset]:
+    """Collect the data sets stored in the file itself, by path below `root`.
+
+    Links are not followed, and data sets that read other files are refused: a
+    weights file of unknown origin has no business outside itself.
+    """
+    found: dict[str, h5py.Dataset] = {}
+
+    def visit(path: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual:
+                raise ValueError(f"{path} points to another file")
+            found[path] = item
+
+    root.visititems(visit)
+    _limit_size(dataset.nbytes for dataset in found.values())
+    return found
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _text_attribute(group: h5py.Group, name: str) -> list[str]:
+    """Read a list of strings, which Keras cuts into name0, name1 ... when long."""
+    chunks = (f"{name}{number}" for number in itertools.count())
+    whole = [name] if name in group.attrs else []
+    names = whole or itertools.takewhile(group.attrs.__contains__, chunks)
+    return [_text(value) for part in names for value in group.attrs[part]]
+
+
+def _modern(layer: str) -> str:
+    """Spell a layer's name as Keras 3 does: Conv/BatchNorm becomes conv_bn."""
+    return layer.replace("/BatchNorm", "_bn").replace("/", "_").lower()
+
+
+def _limit_size(sizes: Iterable[int]) -> None:
+    if sum(sizes) > MAX_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
+
+
 def _read_npz(file: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
-        if sum(item.file_size for item in archive.infolist()) > MAX_NPZ_BYTES:
-            raise ValueError(f"it unpacks to more than {MAX_NPZ_BYTES} bytes")
+        _limit_size(item.file_size for item in archive.infolist())
     with np.load(file, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
+        return dict(archive)
 
 
-def _match_state_dict(
-    arrays: Mapping[str, np.ndarray], weights: StateDict
-) -> dict[Key, Source]:
-    """Name the variable that each array of a PyTorch state dict fills."""
-    return {
-        # OIHW -> HWIO; a depthwise kernel (C, 1, k, k) -> (k, k, 1, C) likewise.
-        _variable(name, array.ndim, weights): Source(
-            name, array, (2, 3, 1, 0) if array.ndim == 4 else tuple(range(array.ndim))
-        )
-        for name, array in arrays.items()
-        if not name.startswith(weights.ignored)
-        and not name.endswith(".num_batches_tracked")
-    }
+def _match_state_dict(arrays: Mapping[str, np.ndarray], weights: StateDict) -> _Sources:
+    """Name the variable that each array of a PyTorch state dict fills.
 
-
-def _variable(name: str, ndim: int, weights: StateDict) -> Key:
-    """Translate a PyTorch name; an unknown one maps to a place no network has."""
-    module, _, leaf = name.rpartition(".")
-    path = weights.path(module)
-    if path is None or leaf not in _TORCH_LEAVES:
-        return ("unknown", name)
-    collection, variable = _TORCH_LEAVES[leaf]
-    if leaf == "weight" and ndim == 4:
-        variable = "kernel"
-    return (collection, "body", *path, variable)
+    One of an unknown name goes to a place that no network has.
+    """
+    sources: _Sources = {}
+    for name, value in arrays.items():
+        if name.startswith(weights.ignored) or name.endswith(".num_batches_tracked"):
+            continue
+        module, _, torch_leaf = name.rpartition(".")
+        path = weights.path(module)
+        key: Key = ("unknown", name)
+        if path is not None and torch_leaf in _NORM_LEAVES:
+            collection, leaf = _NORM_LEAVES[torch_leaf]
+            if torch_leaf == "weight" and value.ndim == 4:
+                leaf = "kernel"
+                # OIHW -> HWIO; a depthwise (C, 1, k, k) -> (k, k, 1, C) likewise.
+                value = np.transpose(value, (2, 3, 1, 0))
+            key = (collection, "body", *path, leaf)
+        sources[key] = name, value
+    return sources

@@ -1,12 +1,64 @@
-"""What this project has to know of a network, besides how it computes."""
+"""What this project has to know of a network, besides how it computes.
+
+Only descriptions, which stand beside the network in its family's file; `zoo` collects
+them, and `pretrained` reads files by them.
+"""
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 
 from mela_jax.models.eight_bits import Int8
-from mela_jax.models.weights import KerasWeights, StateDict
+
+# A path of names: of a module inside a body, or of a variable among the variables.
+Key = tuple[str, ...]
+
+
+class KerasLayer(NamedTuple):
+    """A Keras layer with weights and the module of the body that it fills."""
+
+    # In keras.applications.
+    name: str
+    # The snake-case class name that Keras 3 numbers its groups by.
+    kind: str
+    # Inside the body.
+    path: Key
+
+
+@dataclasses.dataclass(frozen=True)
+class KerasWeights:
+    """Weights of a network of keras.applications, in an HDF5 file.
+
+    Attributes:
+      layers: the layers with weights that fill the body, in Keras's order.
+      path: where below `KERAS_URL` the file for `init="imagenet"`, without top, lies.
+      md5: of that file, as published in keras.applications.
+      ignored: names of layers with weights that have no place in the body, such as
+        the convolutions of the head. Dense layers need not be named.
+    """
+
+    layers: tuple[KerasLayer, ...]
+    path: str
+    md5: str
+    ignored: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class StateDict:
+    """Weights of a PyTorch network, its state dict kept in a .npz file.
+
+    Attributes:
+      package: the pip package whose state dict it is.
+      path: maps the dotted name of a PyTorch module to the path of the module inside
+        the body that it fills, or to None where there is none.
+      ignored: beginnings of the names that have no place in the body: the head's.
+    """
+
+    package: str
+    path: Callable[[str], Key | None]
+    ignored: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

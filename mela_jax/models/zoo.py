@@ -1,21 +1,27 @@
 """The networks by name."""
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from mela_jax.errors import UserError
-from mela_jax.models import efficientnet_lite, mobilenet_v3, resnet
+from mela_jax.models import families
 from mela_jax.models.head import Classifier, Head, Pool
 from mela_jax.models.registry import Network
 
-# A new family's file is named here, and nowhere else.
-_FAMILIES = (resnet, mobilenet_v3, efficientnet_lite)
 
-MODELS: Mapping[str, Network] = {
-    name: network for family in _FAMILIES for name, network in family.NETWORKS.items()
-}
+def _collect() -> dict[str, Network]:
+    """Gather the entries of every file in `families`, in the order of the files."""
+    networks: dict[str, Network] = {}
+    for file in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
+        networks |= importlib.import_module(file.name).NETWORKS
+    return networks
+
+
+MODELS: Mapping[str, Network] = _collect()
 
 
 def create_model(
@@ -30,17 +36,16 @@ def create_model(
 ) -> Classifier:
     """Make a network: `model.apply(variables, image, train=...)` gives `Outputs`.
 
+    It takes float RGB [B, H, W, 3] in [0, 255] and normalises for itself.
+
     Args:
       name: a key of `MODELS`.
       num_logits: K, the number of logits: 1, or the number of classes.
-      pool: "avg" or "max" pooling over the whole feature map.
-      hidden: width of an optional Dense + hard-swish layer before the logits, or 0.
-      dropout: probability of zeroing a feature in training, in [0, 1).
+      pool: as in `Head`.
+      hidden: as in `Head`.
+      dropout: as in `Head`.
       dtype: compute dtype of the body; parameters, statistics and logits are float32.
       bn_axis_name: mapped axis over which batch statistics are averaged, or None.
-
-    Returns:
-      A module taking float RGB [B, H, W, 3] in [0, 255]; it normalises for itself.
 
     Raises:
       UserError: if the name or the pooling is unknown, or a number out of range.

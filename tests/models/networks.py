@@ -1,5 +1,6 @@
 """What the tests of networks share: variables without XLA, pictures, comparison."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mela_jax.models.head import Classifier
+from mela_jax.models.outputs import Outputs
 
 
 def blank_variables(model: Classifier) -> dict[str, Any]:
@@ -22,13 +24,21 @@ def blank_variables(model: Classifier) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, np.float32), shapes)
 
 
-def with_head(
-    variables: dict[str, Any], *, kernel: np.ndarray, bias: np.ndarray
-) -> dict[str, Any]:
-    """Put a logits layer's weights [F, K] and [K] in place."""
-    params = variables["params"]
-    logits = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
-    return variables | {"params": params | {"head": {"logits": logits}}}
+def blank_with_head(model: Classifier) -> dict[str, Any]:
+    """Make variables that are NaN but for a random logits layer."""
+    variables = blank_variables(model)
+    rng = np.random.default_rng(5)
+    logits = {
+        name: rng.normal(0, leaf.shape[0] ** -0.5, leaf.shape).astype(np.float32)
+        for name, leaf in variables["params"]["head"]["logits"].items()
+    }
+    params = variables["params"] | {"head": {"logits": logits}}
+    return variables | {"params": params}
+
+
+def jit_apply(model: Classifier) -> Callable[..., Outputs]:
+    """Compile the function of variables and images."""
+    return jax.jit(lambda v, x: model.apply(v, x, train=False))
 
 
 def noise(size: int, *, num: int = 4) -> np.ndarray:
@@ -74,3 +84,13 @@ def assert_same(actual: Any, expected: Any) -> None:
     spread = np.abs(expected - expected.mean(axis=0)).max()
     assert spread > 1e-2 * scale, "the outputs hardly depend on the image"
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * scale)
+
+
+def assert_outputs(outputs: Outputs, variables: dict[str, Any], maps: list) -> None:
+    """Compare all that a network returns with the maps at strides of 4 to 32."""
+    head = variables["params"]["head"]["logits"]
+    features = np.mean(maps[-1], axis=(1, 2))
+    assert_same(outputs.features, features)
+    assert_same(outputs.logits, features @ head["kernel"] + head["bias"])
+    for stride, expected in zip((4, 8, 16, 32), maps, strict=True):
+        assert_same(outputs.maps[f"stride_{stride}"], expected)

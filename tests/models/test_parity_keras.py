@@ -10,15 +10,18 @@ import keras
 import numpy as np
 import pytest
 
+from mela_jax.models.cost import count_params
 from mela_jax.models.pretrained import load_pretrained
 from mela_jax.models.zoo import create_model
 from tests.models.networks import (
+    assert_outputs,
     assert_same,
     blank_variables,
+    blank_with_head,
+    jit_apply,
     noise,
     photographs,
     random_normalisation,
-    with_head,
 )
 
 FAMILIES = {
@@ -40,7 +43,6 @@ LAST_LAYERS = {
         "expanded_conv_11_add",
     ),
 }
-NUM_LOGITS = 3
 SIZES = {"resnet50": 64, "mobilenet_v3_small": 96, "mobilenet_v3_large": 96}
 
 
@@ -53,12 +55,10 @@ class Pair:
     files: list[Path]
     blank: dict[str, Any]
     variables: dict[str, Any]
-    kernel: np.ndarray
-    bias: np.ndarray
     apply: Callable[..., Any]
 
-    def reference(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return Keras's logits [B, K], pooled features [B, F] and four maps."""
+    def reference(self, images: np.ndarray) -> list[Any]:
+        """Return Keras's four maps."""
         body = self.body
         if images.shape[1:] != body.input_shape[1:]:
             body = FAMILIES[self.name](
@@ -68,18 +68,11 @@ class Pair:
         if self.name == "resnet50":
             images = keras.applications.resnet.preprocess_input(images.copy())
         layers = [body.get_layer(layer).output for layer in LAST_LAYERS[self.name]]
-        maps = keras.Model(body.input, [*layers, body.output])(images, training=False)
-        features = keras.layers.GlobalAveragePooling2D()(maps[-1])
-        features = keras.ops.convert_to_numpy(features)
-        return features @ self.kernel + self.bias, features, *maps
+        return keras.Model(body.input, [*layers, body.output])(images, training=False)
 
     def check(self, images: np.ndarray) -> None:
-        logits, features, *maps = self.reference(images)
         outputs = self.apply(self.variables, images)
-        assert_same(outputs.features, features)
-        assert_same(outputs.logits, logits)
-        for stride, expected in zip((4, 8, 16, 32), maps, strict=True):
-            assert_same(outputs.maps[f"stride_{stride}"], expected)
+        assert_outputs(outputs, self.blank, self.reference(images))
 
 
 def randomise(model: keras.Model, rng: np.random.Generator) -> None:
@@ -104,30 +97,17 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Pair:
     folder = tmp_path_factory.mktemp(name)
     size = SIZES[name]
     body = FAMILIES[name](weights=None, include_top=False, input_shape=(size, size, 3))
-    rng = np.random.default_rng(7)
-    randomise(body, rng)
+    randomise(body, np.random.default_rng(7))
     files = [folder / "legacy.h5", folder / "body.weights.h5"]
     body.save(files[0])
     body.save_weights(files[1])
-    model = create_model(name, num_logits=NUM_LOGITS)
-    blank = blank_variables(model)
-    channels = body.output_shape[-1]
-    kernel = rng.normal(0, channels**-0.5, (channels, NUM_LOGITS))
-    kernel, bias = kernel.astype(np.float32), np.asarray([0.5, -1, 0], np.float32)
-    blank = with_head(blank, kernel=kernel, bias=bias)
-    return Pair(
-        name=name,
-        body=body,
-        files=files,
-        blank=blank,
-        variables=load_pretrained(name, blank, init=files[1]),
-        kernel=kernel,
-        bias=bias,
-        apply=jax.jit(lambda v, x: model.apply(v, x, train=False)),
-    )
+    model = create_model(name, num_logits=3)
+    blank = blank_with_head(model)
+    variables = load_pretrained(name, blank, init=files[1])
+    return Pair(name, body, files, blank, variables, jit_apply(model))
 
 
-def test_both_keras_files_give_the_same_variables(pair: Pair) -> None:
+def test_both_keras_files_give_the_same_variables(pair):
     legacy = load_pretrained(pair.name, pair.blank, init=pair.files[0])
     assert jax.tree.structure(legacy) == jax.tree.structure(pair.blank)
     for one, other in zip(
@@ -135,20 +115,20 @@ def test_both_keras_files_give_the_same_variables(pair: Pair) -> None:
     ):
         np.testing.assert_array_equal(one, other)
         assert np.isfinite(one).all()
-    assert sum(leaf.size for leaf in jax.tree.leaves(legacy)) == (
-        pair.body.count_params() + pair.kernel.size + NUM_LOGITS
-    )
+    head = pair.blank["params"]["head"]
+    num_params = pair.body.count_params() + count_params(head)
+    assert count_params(legacy) == num_params
 
 
-def test_noise(pair: Pair) -> None:
+def test_noise(pair):
     pair.check(noise(SIZES[pair.name]))
 
 
-def test_real_images(pair: Pair, shared: Path) -> None:
+def test_real_images(pair, shared):
     pair.check(photographs(shared, SIZES[pair.name]))
 
 
-def test_odd_sizes(pair: Pair, shared: Path) -> None:
+def test_odd_sizes(pair, shared):
     # Keras pads odd and even extents differently before a stride of 2. The large
     # MobileNetV3 has the small one's layers, so its compilation is spared.
     sizes = {"resnet50": 65, "mobilenet_v3_small": 225}
@@ -156,7 +136,7 @@ def test_odd_sizes(pair: Pair, shared: Path) -> None:
         pair.check(photographs(shared, sizes[pair.name], num=2))
 
 
-def test_imagenet_weights_of_the_small_mobilenet(shared: Path) -> None:
+def test_imagenet_weights_of_the_small_mobilenet(shared):
     name = "mobilenet_v3_small"
     file = shared / "weights" / f"{name}_imagenet.weights.h5"
     if not file.is_file():
@@ -166,5 +146,5 @@ def test_imagenet_weights_of_the_small_mobilenet(shared: Path) -> None:
     model = create_model(name)
     variables = load_pretrained(name, blank_variables(model), init=file)
     images = noise(96)
-    outputs = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    outputs = jit_apply(model)(variables, images)
     assert_same(outputs.maps["stride_32"], body(images, training=False))

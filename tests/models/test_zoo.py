@@ -8,7 +8,7 @@ import pytest
 from mela_jax.errors import UserError
 from mela_jax.models.outputs import Outputs
 from mela_jax.models.zoo import MODELS, create_model
-from tests.models.networks import blank_variables, noise
+from tests.models.networks import blank_variables, jit_apply, noise
 
 NAME = "mobilenet_v3_small"
 
@@ -23,7 +23,7 @@ def initialised() -> dict:
 
 @pytest.mark.parametrize("num_logits", [1, 7])
 @pytest.mark.parametrize("name", MODELS)
-def test_shapes_and_dtypes_of_every_network(name: str, num_logits: int) -> None:
+def test_shapes_and_dtypes_of_every_network(name, num_logits):
     model = create_model(name, num_logits=num_logits, dtype=jnp.bfloat16)
     variables = blank_variables(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
@@ -51,41 +51,28 @@ def test_shapes_and_dtypes_of_every_network(name: str, num_logits: int) -> None:
 
 @pytest.fixture(scope="module")
 def outputs(initialised: dict) -> Outputs:
-    model = create_model(NAME)
-    return jax.jit(lambda v, x: model.apply(v, x, train=False))(
-        initialised, noise(64, num=2)
-    )
+    return jit_apply(create_model(NAME))(initialised, noise(64, num=2))
 
 
-def test_bfloat16_agrees_with_float32(initialised: dict, outputs: Outputs) -> None:
+def test_bfloat16_agrees_with_float32(initialised, outputs):
     model = create_model(NAME, dtype=jnp.bfloat16)
-    half = jax.jit(lambda v, x: model.apply(v, x, train=False))(
-        initialised, noise(64, num=2)
-    )
+    half = jit_apply(model)(initialised, noise(64, num=2))
     assert half.logits.dtype == jnp.float32
     scale = np.abs(outputs.features).max()
     np.testing.assert_allclose(half.features, outputs.features, atol=0.05 * scale)
 
 
-def test_features_are_the_pooled_map_and_logits_their_sum(
-    initialised: dict, outputs: Outputs
-) -> None:
-    feature_map = np.asarray(outputs.maps["stride_32"])
-    mean, peak = feature_map.mean(axis=(1, 2)), feature_map.max(axis=(1, 2))
-    np.testing.assert_allclose(outputs.features, mean, rtol=1e-5, atol=1e-6)
-    logits = initialised["params"]["head"]["logits"]
-    np.testing.assert_allclose(
-        outputs.logits, mean @ logits["kernel"] + logits["bias"], rtol=1e-4
-    )
-    head = {"params": initialised["params"]["head"]}
-    _, features = create_model(NAME, pool="max").head.apply(
-        head, feature_map, train=False
-    )
-    np.testing.assert_array_equal(features, peak)
-    assert (peak > mean).any()
+def test_features_may_be_the_largest_of_the_map(initialised, outputs):
+    # That they are its mean otherwise, the parity tests show.
+    head = create_model(NAME, pool="max").head
+    params = {"params": initialised["params"]["head"]}
+    feature_map = outputs.maps["stride_32"]
+    _, features = head.apply(params, feature_map, train=False)
+    np.testing.assert_array_equal(features, feature_map.max(axis=(1, 2)))
+    assert (features > outputs.features).any()
 
 
-def test_the_network_is_its_two_halves() -> None:
+def test_the_network_is_its_two_halves():
     model = create_model(NAME, num_logits=7)
     shapes = blank_variables(model)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
@@ -101,7 +88,7 @@ def test_the_network_is_its_two_halves() -> None:
     assert str(one) == str(other)
 
 
-def test_hidden_layer_and_dropout() -> None:
+def test_hidden_layer_and_dropout():
     head = create_model(NAME, hidden=8, dropout=0.5).head
     x = jax.random.normal(jax.random.key(1), (2, 3, 3, 16))
     params = head.init(jax.random.key(2), x, train=False)
@@ -114,7 +101,7 @@ def test_hidden_layer_and_dropout() -> None:
     assert (calm != drawn).any()
 
 
-def test_training_moves_the_running_statistics(initialised: dict) -> None:
+def test_training_moves_the_running_statistics(initialised):
     model = create_model(NAME)
     _, updates = jax.jit(
         lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])
@@ -133,6 +120,6 @@ def test_training_moves_the_running_statistics(initialised: dict) -> None:
         (NAME, {"dropout": 1.0}, "dropout=1.0"),
     ],
 )
-def test_unknown_choices_are_named(name: str, options: dict, said: str) -> None:
+def test_unknown_choices_are_named(name, options, said):
     with pytest.raises(UserError, match=said):
         create_model(name, **options)

@@ -1,0 +1,1 @@
+"""One file per family of networks; `zoo` takes the `NETWORKS` of every file here."""
