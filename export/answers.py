@@ -113,20 +113,19 @@ def loss_on_validation(
 def measure(
     run: FinishedRun, float_model: dict[str, Answers], file: dict[str, Answers]
 ) -> dict[str, Any]:
-    """Choose a file's own threshold on validation and measure it beside the float one.
+    """Choose a file's own threshold on validation and compare it with the float model.
 
     Scores and the file's own threshold are calibrated probabilities; the float model's
     threshold is on sigmoid(logit), and both models are held against it by that.
 
     Returns:
       "calibration": that of the float model, which the file applies; "val" and "test":
-      the figures of `evaluate_model`, and under "against_float" of each:
-      logit_max and logit_rmse, the difference of logits; roc_auc, the change of it (the
-      file's minus the float model's); flips, at its own threshold: the images whose
-      decision is not the float model's, and how many of these are melanomas now missed
-      or now found; class_flips: the images whose most probable class is another, None
-      where there is one class; at_float_threshold: sensitivity, specificity and flips
-      of the file when the float model's threshold is kept.
+      the figures of `evaluate_model`, and in each "against_float":
+      logit_max and logit_rmse: differences of the logits;
+      roc_auc: the file's minus the float model's;
+      flips: images with another decision, each model at its own threshold;
+      class_flips: images whose most probable class is another, None with one class;
+      at_float_threshold: what the file does when the float model's threshold is kept.
     """
     figures = evaluate_model(
         file["val"].predictions,

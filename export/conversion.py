@@ -50,11 +50,11 @@ def convert(
     convolutions.
 
     Args:
-      network: flax module from images to `Outputs`, computing in float32.
+      network: from images to `Outputs`, computing in float32.
       variables: its variables.
       image_size: S, in pixels.
       input_dtype: "float32" or "uint8".
-      activation_map: add the class activation map; the head must be linear.
+      activation_map: wanted; the head must be linear.
       classes: what the network tells apart.
       float16: store the weights in half precision; the computation stays float32.
       calibration: (a, b) of probability = sigmoid(a * logit + b).

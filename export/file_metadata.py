@@ -164,11 +164,9 @@ def logit_threshold(threshold: float, calibration: Mapping[str, Any]) -> float:
         bits = place if place >= 0 else 0x80000000 - place
         return np.array(bits, np.uint32).view(np.float32).astype(np.float64)
 
+    def reaches(place: int) -> bool:
+        return bool(to_probability(number(place), calibration) >= threshold)
+
     infinity = int(np.array(np.inf, np.float32).view(np.uint32))
     places = range(-infinity + 1, infinity)
-    first = bisect.bisect_left(
-        places,
-        True,
-        key=lambda place: bool(to_probability(number(place), calibration) >= threshold),
-    )
-    return float(number(places[first]))
+    return float(number(places[bisect.bisect_left(places, True, key=reaches)]))

@@ -172,7 +172,7 @@ def _read_calibration(
     """Return what the run fitted, as far as a file can carry it, and words for it."""
     path = folder / "calibration.json"
     threshold = figures["val"]["operating_point"]["threshold"]
-    # A calibration.json that lies there all the same is from before.
+    # A calibration.json that is there all the same is from an earlier attempt.
     if figures.get("uncalibrated"):
         why = figures["uncalibrated"]
     elif not path.exists():

@@ -150,7 +150,7 @@ def _scorer_of_file(path: str, crop: str | None, threshold: float | None) -> Sco
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     model = tflite.PhoneModel(content, source=path)
-    # Files of before there were several classes say nothing of them.
+    # Files from before there were several classes do not mention them.
     classes: tuple[str, ...] = ("melanoma",)
     melanoma = 0
     if metadata is None:

@@ -89,7 +89,7 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     """Read a table with a header, separated by commas, semicolons or tabs.
 
     UTF-8, with or without a byte order mark, or UTF-16 with one; any line ends; quoted
-    cells; blank lines count for nothing. The ending of the file's name does not matter.
+    cells; blank lines are skipped. The ending of the file's name does not matter.
 
     Raises:
         UserError: the file cannot be read or is no such table; the message says where.

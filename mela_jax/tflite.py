@@ -199,11 +199,7 @@ class PhoneModel:
     """
 
     def __init__(self, content: bytes, *, source: str):
-        """Load a model.
-
-        Args:
-            content: a whole model.
-            source: what to call it in messages.
+        """Load a whole model; messages call it `source`.
 
         Raises:
             UserError: it does not take one square RGB image named "image", or has no
@@ -255,14 +251,10 @@ class PhoneModel:
     ) -> tuple[
         npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]
     ]:
-        """Return what the file itself answers, and a phone sees, of several images.
+        """Return logits [B], P(melanoma) [B] and P(class) [B, K] of uint8 [B, S, S, 3].
 
-        Args:
-            images: uint8 [B, S, S, 3].
-
-        Returns:
-            Logits [B], P(melanoma) [B] and P(class) [B, K]: float32 values as float64.
-            With one class that is P(melanoma) once more.
+        What the file itself answers and a phone sees: float32 values as float64. With
+        one class P(class) is P(melanoma) once more.
         """
         answers = [self.run(image) for image in images]
         by_class = PROBABILITIES if PROBABILITIES in self.outputs else PROBABILITY

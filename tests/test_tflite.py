@@ -79,15 +79,18 @@ def test_buffers_outside_the_flatbuffer_count_as_part_of_the_file(tmp_path, fore
         tflite.read_model_file(save(tmp_path / "model.tflite", packed))
 
 
-def test_other_files_are_refused(tmp_path):
-    text = save(tmp_path / "text.tflite", b"no model at all")
-    for path, complaint in (
-        (text, "is not a TFLite model"),
-        (tmp_path, "cannot be read"),
-        (tmp_path / "absent.tflite", "cannot be read"),
-    ):
-        with pytest.raises(UserError, match=complaint):
-            tflite.read_model_file(path)
+@pytest.mark.parametrize(
+    "name, complaint",
+    [
+        ("text", "is not a TFLite model"),
+        (".", "cannot be read"),
+        ("absent", "cannot be read"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, name, complaint):
+    save(tmp_path / "text", b"no model at all")
+    with pytest.raises(UserError, match=complaint):
+        tflite.read_model_file(tmp_path / name)
 
 
 def test_metadata_comes_back_and_changes_no_answer(int8):
@@ -98,13 +101,10 @@ def test_metadata_comes_back_and_changes_no_answer(int8):
     np.testing.assert_array_equal(before[:2], after[:2])
 
 
-def test_new_metadata_take_the_place_of_old(int8):
+def test_new_metadata_take_the_place_of_old(foreign, int8):
     content = tflite.add_metadata(int8, METADATA)
     assert tflite.read_metadata(content) == METADATA
     assert tflite.add_metadata(content, METADATA) == content
-
-
-def test_a_model_without_metadata_has_none(foreign, int8):
     assert tflite.read_metadata(foreign) is None
     assert tflite.read_metadata(without_metadata(int8)) is None
 
@@ -161,32 +161,30 @@ def test_other_classes_share_what_melanoma_leaves(given, logits, melanoma):
     np.testing.assert_allclose(others[enough], (rest * shares)[enough], rtol=1e-9)
 
 
-def test_a_model_of_another_kind_is_refused(foreign):
-    with pytest.raises(UserError, match="m: is a TFLite model, but not one of mela"):
-        tflite.PhoneModel(foreign, source="m")
-
-
-def test_the_scorer_knows_its_crop_and_threshold(tmp_path, int8):
+def test_the_scorer_knows_its_crop_threshold_and_classes(tmp_path, int8):
+    # These metadata say nothing of classes, as before there were several.
     path = save(tmp_path / "m.tflite", tflite.add_metadata(int8, METADATA))
     scorer = make_scorer(path)
     assert (scorer.crop, scorer.threshold, scorer.image_size) == ("pad", 0.125, 32)
+    assert (scorer.classes, scorer.melanoma) == (("melanoma",), 0)
     logits = tflite.PhoneModel(int8, source="m").score(images(3))[0]
     expected = 1 / (1 + np.exp(1.0 - 0.5 * logits))
     np.testing.assert_allclose(scorer.score(images(3))[:, 0], expected, rtol=1e-14)
     assert make_scorer(path, crop="pad").crop == "pad"
+
+
+def test_files_that_contradict_what_is_asked_or_said_are_refused(
+    tmp_path, foreign, int8
+):
+    path = save(tmp_path / "m.tflite", tflite.add_metadata(int8, METADATA))
     with pytest.raises(UserError, match="--crop=center: .* crop pad"):
         make_scorer(path, crop="center")
-
-
-def test_a_file_of_melanoma_alone_has_one_class(tmp_path, int8):
-    # These metadata say nothing of classes, as before there were several.
-    path = save(tmp_path / "m.tflite", tflite.add_metadata(int8, METADATA))
-    scorer = make_scorer(path)
-    assert (scorer.classes, scorer.melanoma) == (("melanoma",), 0)
-    assert scorer.score(images(3)).shape == (3, 1)
     wrong = METADATA | {"classes": ["mel", "nv"], "melanoma": 0}
     path = save(tmp_path / "m.tflite", tflite.add_metadata(int8, wrong))
     with pytest.raises(UserError, match="1 classes, and its metadata name mel, nv"):
+        make_scorer(path)
+    path = save(tmp_path / "m.tflite", foreign)
+    with pytest.raises(UserError, match="m.tflite: is a TFLite model, but not one of"):
         make_scorer(path)
 
 
