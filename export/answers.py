@@ -9,11 +9,12 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from export.finished import FinishedRun
-from mela_jax import parallel, steps
+from mela_jax import parallel
 from mela_jax.evaluation.measure import evaluate_model, selection_metrics
 from mela_jax.evaluation.operating_point import confusion
 from mela_jax.evaluation.scores import Predictions
 from mela_jax.results import evaluation_settings
+from mela_jax.saved_models import make_scorer
 from mela_jax.tflite import PhoneModel
 from mela_jax.train import score
 
@@ -37,7 +38,7 @@ class Answers:
 def float_answers(run: FinishedRun) -> dict[str, Answers]:
     """Return the answers of the Flax network itself, by split."""
     mesh = parallel.make_mesh()
-    eval_step = parallel.map_eval_step(steps.make_eval_step(run.network), mesh)
+    eval_step = make_scorer(run.network, mesh)
     variables = parallel.replicate(mesh, run.variables)
     found = {}
     for split in SPLITS:

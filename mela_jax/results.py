@@ -83,14 +83,11 @@ def to_predictions(
     split: str,
     records: Sequence[Record],
     images: Images,
-    *,
-    details: Sequence[str] = DETAILS,
 ) -> Predictions:
     """Return P(class) float64[n, K] of a split's images with their names and labels.
 
-    `details` are the columns of `scores.DETAILS` that are wanted besides. The
-    probabilities must have been made in float64: in float32 every log-odds above 17
-    would tie at exactly 1.
+    The probabilities must have been made in float64: in float32 every log-odds above
+    17 would tie at exactly 1.
     """
     rows, classes = images.rows[split], images.classes
     members = [records[row] for row in rows]
@@ -104,7 +101,7 @@ def to_predictions(
         lesion_id=[r.lesion_id for r in members],
         label=images.melanoma[rows].astype(int),
         score=probabilities[:, classes.melanoma],
-        details={name: [getattr(r, name) for r in members] for name in details},
+        details={name: [getattr(r, name) for r in members] for name in DETAILS},
         classes=of_classes,
     )
 
