@@ -20,7 +20,7 @@ from mela_jax.saved_models import (
     make_scorer,
     network_of,
 )
-from mela_jax.tasks import make_stage_terms, make_task
+from mela_jax.tasks import StageTerms, make_stage_terms, make_task
 from mela_jax.train import History, fit
 
 
@@ -44,15 +44,18 @@ def obtain_all(
         for stage, model in zip(planned, found.values(), strict=True)
     }
     parallel.check_batch_size(context.config.eval_batch_size, field="eval_batch_size")
-    for stage in planned:
-        if found[stage.name] is None:
-            _check(stage, context, networks)
+    learning = {
+        stage.name: _prepare(stage, context, networks)
+        for stage in planned
+        if found[stage.name] is None
+    }
     models: dict[str, Model] = {}
     for stage in planned:
         models[stage.name] = found[stage.name] or _train(
             stage,
             context,
             networks[stage.name],
+            learning[stage.name],
             teachers={name: models[name] for name in stage.learns_from},
             on_epoch=on_epoch if stage.name == "student" else None,
         )
@@ -97,8 +100,10 @@ def _make_network(stage: Stage, context: Context) -> Classifier:
     )
 
 
-def _check(stage: Stage, context: Context, networks: Mapping[str, Classifier]) -> None:
-    """Refuse, before any training, a stage that cannot run.
+def _prepare(
+    stage: Stage, context: Context, networks: Mapping[str, Classifier]
+) -> StageTerms:
+    """Return what a stage learns by; refuse, before any training, one that cannot run.
 
     Raises:
       UserError: its batches do not fit the devices or the training split, its file of
@@ -121,15 +126,15 @@ def _check(stage: Stage, context: Context, networks: Mapping[str, Classifier]) -
             f"config.{stage.field}.init={settings.init}: there is no such file; give a"
             " file of weights, 'imagenet' or 'random'"
         )
-    # For its refusals; training makes the terms again.
     teachers = [networks[name] for name in stage.learns_from]
-    make_stage_terms(stage, context, networks[stage.name], teachers)
+    return make_stage_terms(stage, context, networks[stage.name], teachers)
 
 
 def _train(
     stage: Stage,
     context: Context,
     network: Classifier,
+    learning: StageTerms,
     *,
     teachers: Mapping[str, Model],
     on_epoch: Callable[[History], None] | None,
@@ -143,7 +148,7 @@ def _train(
         init = str(expand_user(settings.init)) if own else settings.init
         variables = load_pretrained(settings.model, variables, init=init)
     eval_step = make_scorer(network, context.mesh)
-    task = make_task(stage, context, network, variables, eval_step, teachers)
+    task = make_task(stage, context, network, variables, learning, eval_step, teachers)
     result = fit(task, context, on_epoch=on_epoch)
     description = checkpoint.save_model(
         context.workdir / stage.name,

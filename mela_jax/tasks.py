@@ -24,23 +24,26 @@ from mela_jax.state import Variables
 from mela_jax.teacher_cache import cached_logits
 from mela_jax.train import EvalStep, Task, score
 
+# The terms of a stage, and the shapes of what they will see; None where none looks.
+StageTerms = tuple[tuple[Term, ...], Seen | None]
+
 
 def make_task(
     stage: Stage,
     context: Context,
     network: Classifier,
     variables: Variables,
+    learning: StageTerms,
     eval_step: EvalStep,
     teachers: Mapping[str, Model],
 ) -> Task:
     """Return what `train.fit` needs to know of a stage.
 
-    Its network starts from the variables and is scored by `eval_step`: (variables,
-    images on the devices) -> logits. `teachers` are the models it learns from, by name.
+    Its network starts from the variables, learns by `learning`, see `make_stage_terms`,
+    and is scored by `eval_step`: (variables, images on the devices) -> logits.
+    `teachers` are the models it learns from, by name.
     """
-    terms, shapes = make_stage_terms(
-        stage, context, network, [model.network for model in teachers.values()]
-    )
+    terms, shapes = learning
     return Task(
         stage=stage,
         network=network,
@@ -73,7 +76,7 @@ def shapes_seen(
 
 def make_stage_terms(
     stage: Stage, context: Context, student: nn.Module, teachers: Sequence[nn.Module]
-) -> tuple[tuple[Term, ...], Seen | None]:
+) -> StageTerms:
     """Return what a stage learns by, and the shapes of what the terms will see.
 
     `student` is the network that learns, `teachers` those that it learns from.
