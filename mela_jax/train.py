@@ -173,7 +173,7 @@ def fit(
             asks = looks or jax.process_count() == 1
             stop = asks and parallel.any_process(stop_requested())
             if looks or stop:
-                fetched = _fetch(pending, name, step, checkpoints)
+                fetched = _fetch(pending, stage, step, checkpoints)
                 epoch_so_far += fetched
                 pending = []
                 progress.scalars(step, _mean(fetched))
@@ -211,7 +211,7 @@ def fit(
 
 
 def _fetch(
-    pending: Sequence[steps.Metrics], name: str, step: int, checkpoints: Any
+    pending: Sequence[steps.Metrics], stage: Stage, step: int, checkpoints: Any
 ) -> list[dict[str, float]]:
     """Fetch the metrics of the steps since the last look; stop if one is not finite."""
     host = [
@@ -228,8 +228,9 @@ def _fetch(
             else "there is no checkpoint yet"
         )
         raise UserError(
-            f"{name}: the loss is not finite at step {number}; {kept}; lower"
-            f" config.{name}.learning_rate or set clip_norm, with a new --workdir"
+            f"{stage.name}: the loss is not finite at step {number}; {kept}; lower"
+            f" config.{stage.field}.learning_rate or set clip_norm, with a new"
+            " --workdir"
         )
     return host
 
