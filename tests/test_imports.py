@@ -32,7 +32,7 @@ OFFENCES = {
         "from ..models import zoo",
     ),
     "tflite_bench runs": ("tflite_bench/host.py", "def f():\n    import flax.linen"),
-    "imports orbax": ("export/graph.py", "from orbax import checkpoint"),
+    "imports orbax": ("export/conversion.py", "from orbax import checkpoint"),
     "imports TensorFlow, in": (
         "mela_jax/progress.py",
         "def f():\n    import tensorflow",

@@ -212,7 +212,33 @@ def test_labels_are_learnt_on_the_upright_views_and_soft_targets_on_all():
         np.testing.assert_allclose(several[0][name], value, rtol=2e-4, err_msg=name)
 
 
-# Several teachers
+# Kept logits, and several teachers
+
+
+def test_kept_logits_teach_as_the_teacher_itself_does():
+    mesh = mesh_of(2)
+    student = tiny.network(axis_name=AXIS, num_logits=3)
+    teacher = tiny.network(axis_name=AXIS, num_logits=3)
+    batch = tiny.batch(0, classes=3)
+    live = tiny.teachers(mesh, teacher)
+    logits = teacher.apply(
+        tiny.initial(teacher, seed=11), batch["image"], train=False
+    ).logits
+    # As if the batch were images 3 to 18 in their second view.
+    table = np.full((2, 30, 3), np.nan, np.float32)
+    table[1, 3:19] = logits
+    kept = Teachers([dataclasses.replace(live.members[0], kept=table)])
+    named = batch | {"index": np.arange(3, 19), "view": np.ones(16, np.int32)}
+    found = []
+    for taught_by in (live, kept):
+        terms = tiny.distill_terms(tiny.shapes_of(student, teacher))
+        state, step = tiny.make_run(mesh, student, terms, taught_by)
+        inputs = parallel.shard_batch(mesh, taught_by.inputs(named))
+        assert not {"index", "view"} & inputs.keys()
+        found.append(jax.device_get(step(state, taught_by.frozen, inputs)[1]))
+    assert kept.frozen == ({},)
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=1e-5, err_msg=name)
 
 
 def test_two_teachers_teach_as_the_one_that_says_their_mean():
