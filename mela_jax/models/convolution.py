@@ -1,11 +1,12 @@
-"""Convolutions and pooling that are fast on a CPU and plain everywhere else.
+"""Convolutions and pooling that are fast on a CPU and on a GPU.
 
-XLA's CPU backend lowers a depthwise convolution to a naive loop, one to two orders
-of magnitude slower than the memory traffic it needs, and transposes both operands of
-the kernel gradient of a 1x1 convolution. Here a CPU gets the depthwise one as k*k
-shifted multiply-adds, which XLA fuses into one vectorised loop, with a gradient of its
-own, and the 1x1 one as the matrix product that it is. A GPU, a TPU and an exported
-graph get the one `lax` convolution, which their compilers recognise.
+XLA lowers a depthwise convolution to a naive loop on a CPU, one to two orders of
+magnitude slower than the memory traffic it needs, and on a GPU to cuDNN's grouped one,
+which took 4 to 16 times as long on an H100 (docs/gpu.md). Here both get k*k shifted
+multiply-adds, which XLA fuses into one loop, with a gradient of their own. On a CPU,
+where XLA also transposes both operands of the kernel gradient of a 1x1 convolution,
+that one becomes the matrix product that it is. All else, a TPU and an exported graph
+get the one `lax` convolution.
 """
 
 import contextlib
@@ -38,8 +39,9 @@ def plain_convolutions() -> Iterator[None]:
         _PLAIN.reset(token)
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu" and not _PLAIN.get()
+def _platform() -> str:
+    """Return "cpu", "gpu" or "tpu", or "plain" inside `plain_convolutions`."""
+    return "plain" if _PLAIN.get() else jax.default_backend()
 
 
 def conv_general_dilated(
@@ -62,12 +64,14 @@ def conv_general_dilated(
     (k, width, _, filters), step = kernel.shape, strides[0]
     dilations = (*options["lhs_dilation"], *options["rhs_dilation"])
     is_regular = k == width and strides == (step, step) and max(dilations) == 1
-    if not _on_cpu() or not is_regular:
+    is_depthwise = options["feature_group_count"] == x.shape[-1] == filters
+    fast = ("cpu", "gpu") if is_depthwise else ("cpu",)
+    if _platform() not in fast or not is_regular:
         return plain()
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     (top, bottom), (left, right) = padding
-    if options["feature_group_count"] == x.shape[-1] == filters:
+    if is_depthwise:
         return _shifted_conv(x, kernel, step, ((top, bottom), (left, right)))
     if k > 1 or any((top, bottom, left, right)):
         return plain()
@@ -86,7 +90,7 @@ def max_pool(x: jax.Array, *, window: int, strides: int, padding: int) -> jax.Ar
     every platform. `padding` rows and columns of minus infinity are on every side.
     """
     pads = ((padding, padding), (padding, padding))
-    if not _on_cpu():
+    if _platform() != "cpu":
         return nn.max_pool(x, (window, window), (strides, strides), pads)
     return _shifted_max(x, window, strides, pads)
 
@@ -147,17 +151,31 @@ def _shifted_conv_bwd(strides: int, pads: Pads, residuals: Any, g: jax.Array) ->
     starts = [k - 1 - low for low, _ in pads]
     spread_g = _spread(g, strides, starts, [n + k - 1 for n in x.shape[1:3]])
     dx = _correlate(spread_g, kernel[::-1, ::-1], 1)
-    return dx, _kernel_gradient(_pad(x, pads), g, strides, k).astype(kernel.dtype)
+    scanned = _platform() == "cpu"
+    kernel_gradient = _scanned_kernel_gradient if scanned else _kernel_gradient
+    return dx, kernel_gradient(_pad(x, pads), g, strides, k).astype(kernel.dtype)
 
 
 def _kernel_gradient(
     padded: jax.Array, g: jax.Array, strides: int, k: int
 ) -> jax.Array:
+    """Correlate input and cotangent, a reduction over the whole batch for each tap."""
+    cotangent = g.astype(jnp.float32)
+    total = [
+        jnp.sum(tap.astype(jnp.float32) * cotangent, axis=(0, 1, 2))
+        for tap in _taps(padded, k, strides)
+    ]
+    return jnp.stack(total).reshape(k, k, 1, -1)
+
+
+def _scanned_kernel_gradient(
+    padded: jax.Array, g: jax.Array, strides: int, k: int
+) -> jax.Array:
     """Correlate input and cotangent, image by image, all taps in one pass.
 
-    One reduction per tap over the whole batch reads both arrays from memory k*k
-    times. A scan keeps one image in the cache, and a reduction with k*k operands
-    becomes a single loop over it.
+    A reduction for each tap reads both arrays from memory k*k times, which a CPU
+    cannot afford. A scan keeps one image in the cache, and a reduction with k*k
+    operands becomes a single loop over it.
     """
 
     def add(total: tuple[jax.Array, ...], more: tuple[jax.Array, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""The convolutions written out for a CPU against the plain ones.
+"""The convolutions written out for a CPU and a GPU against the plain ones.
 
 That these pad as TensorFlow does, the parity tests of whole networks show.
 """
@@ -90,10 +90,13 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("depthwise, k, strides, padding, shape, dtype, rtol", CASES)
 def test_convolutions_and_their_gradients_are_the_plain_ones(
-    depthwise, k, strides, padding, shape, dtype, rtol
+    depthwise, k, strides, padding, shape, dtype, rtol, platform, monkeypatch
 ):
+    # What a GPU would be given, computed here.
+    monkeypatch.setattr(convolution.jax, "default_backend", lambda: platform)
     x, kernel = make_inputs(shape, k, depthwise=depthwise, dtype=dtype)
     convolve = make_convolve(strides, padding, depthwise=depthwise)
     fast = output_and_gradients(convolve, x, kernel)
@@ -115,7 +118,7 @@ def count_convolutions(convolve: Any, x: jax.Array, kernel: jax.Array) -> int:
     "depthwise, k, strides, padding",
     [(True, 3, 2, "SAME"), (True, 3, 1, PADDINGS[2]), (False, 1, 1, "SAME")],
 )
-def test_one_lax_convolution_is_traced_inside_the_context_and_on_another_platform(
+def test_one_lax_convolution_is_traced_inside_the_context_and_on_a_tpu(
     depthwise, k, strides, padding, monkeypatch
 ):
     arrays = make_inputs(EVEN_ODD, k, depthwise=depthwise, dtype=jnp.float32)
@@ -129,8 +132,9 @@ def test_one_lax_convolution_is_traced_inside_the_context_and_on_another_platfor
     with pytest.raises(RuntimeError), plain_convolutions():
         raise RuntimeError
     assert count_convolutions(convolve, *arrays) == 0
-    monkeypatch.setattr(convolution.jax, "default_backend", lambda: "tpu")
-    assert count_convolutions(convolve, *arrays) == 1
+    for platform, lax_ones in (("tpu", 1), ("gpu", 0 if depthwise else 1)):
+        monkeypatch.setattr(convolution.jax, "default_backend", lambda p=platform: p)
+        assert count_convolutions(convolve, *arrays) == lax_ones
 
 
 @pytest.mark.parametrize(
