@@ -5,13 +5,23 @@ import csv
 import io
 import itertools
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mela_jax.errors import UserError
+from mela_jax.vocabulary import (
+    COLUMNS,
+    PictureNames,
+    find_diagnosis,
+    first_of,
+    known_text,
+    parse_label,
+    picture_name,
+    plain_name,
+    same_picture,
+)
 
 SEPARATORS = ",;\t"
 
@@ -32,36 +42,54 @@ class Table:
     rows: list[dict[str, str]]
     lines: list[int]
 
-    def find(self, *names: str) -> str | None:
-        """Return the column that has any of these names, or None.
+    def find(self, meaning: str) -> list[str]:
+        """Return the columns that have a meaning, the best spelling first.
 
-        Capitals, spaces, hyphens and underscores make no difference.
+        A meaning is a key of `vocabulary.COLUMNS`, or the name of a column.
+        """
+        names = [plain_name(n) for n in COLUMNS.get(meaning, (meaning,))]
+        found = [c for c in self.columns if plain_name(c) in names]
+        return sorted(found, key=lambda column: names.index(plain_name(column)))
+
+    def has(self, meaning: str) -> bool:
+        """Return whether there is a column of this meaning."""
+        return bool(self.find(meaning))
+
+    def require(self, meaning: str) -> list[str]:
+        """Return the columns that have a meaning, of which there must be one.
 
         Raises:
-            UserError: two columns have such names, so that either could be meant.
+            UserError: there is none.
         """
-        wanted = {_plain(name) for name in names}
-        found = [column for column in self.columns if _plain(column) in wanted]
-        if len(found) > 1:
-            raise UserError(
-                f"{self.path}: the columns {' and '.join(found)} could both be"
-                f" {names[0]}; keep one of them"
-            )
-        return found[0] if found else None
+        if columns := self.find(meaning):
+            return columns
+        raise UserError(
+            f"{self.path}: no column {' or '.join(COLUMNS.get(meaning, [meaning]))} (it"
+            f" has {', '.join(self.columns)})"
+        )
 
-    def require(self, *names: str) -> str:
-        """Return the column that has any of these names.
+    def texts(self, meaning: str) -> list[str]:
+        """Return the cell of every row under a meaning, "" where it is not known.
+
+        Where several columns have the meaning, the best known one is taken.
 
         Raises:
-            UserError: there is none, or more than one.
+            UserError: there is no such column, or two of them contradict each other.
         """
-        found = self.find(*names)
-        if found is None:
-            raise UserError(
-                f"{self.path}: no column {' or '.join(names)} (it has"
-                f" {', '.join(self.columns)})"
-            )
-        return found
+        columns = self.require(meaning)
+        agree = _AGREE.get(meaning, _same_text)
+        texts = []
+        for number, row in enumerate(self.rows):
+            known = [c for c in columns if known_text(row[c])]
+            for column in known[1:]:
+                if not agree(row[known[0]], row[column]):
+                    raise UserError(
+                        f"{self.place(number)}: {known[0]} is {row[known[0]]!r} and"
+                        f" {column} is {row[column]!r}; correct one of them, or remove"
+                        " the column that means something else"
+                    )
+            texts.append(known_text(row[known[0]]) if known else "")
+        return texts
 
     def place(self, row: int) -> str:
         """Return where a row is, for a message: the file and the line."""
@@ -70,19 +98,75 @@ class Table:
     def select(
         self, required: Sequence[str], optional: Sequence[str] = ()
     ) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yield for each row its place, and its cells under the names asked for.
+        """Yield for each row its place, and its cells under some meanings.
 
-        Columns may be spelt in any way; cells of absent optional ones are empty.
+        The cells are those of `texts`, and empty for an optional column that is absent.
 
         Raises:
-            UserError: as `require`.
+            UserError: as `texts`.
         """
-        columns = {name: self.require(name) for name in required}
-        columns |= {name: found for name in optional if (found := self.find(name))}
-        for number, row in enumerate(self.rows):
-            cells = dict.fromkeys(optional, "")
-            cells |= {name: row[column] for name, column in columns.items()}
-            yield self.place(number), cells
+        names = [*required, *(name for name in optional if self.has(name))]
+        columns = [self.texts(name) for name in names]
+        absent = dict.fromkeys(optional, "")
+        for number, cells in enumerate(zip(*columns, strict=True)):
+            yield self.place(number), absent | dict(zip(names, cells, strict=True))
+
+
+def join_tables(table: Table, other: Table) -> Table:
+    """Add to each row of a table what another one says of the same image.
+
+    Rows of the other table for images that are not in the first are passed over.
+
+    Raises:
+        UserError: an image is not in the other table, or could be either of two.
+    """
+    names = PictureNames(other.texts("image_id"))
+    added = [c for c in other.columns if c not in table.columns]
+    rows, absent = [], []
+    for number, (row, name) in enumerate(
+        zip(table.rows, table.texts("image_id"), strict=True)
+    ):
+        try:
+            found = names.find(name)
+        except UserError as error:
+            raise UserError(f"{table.place(number)}: in {other.path}, {error}") from (
+                error
+            )
+        if found is None:
+            absent.append(name)
+        else:
+            rows.append(row | {column: other.rows[found][column] for column in added})
+    if absent:
+        raise UserError(
+            f"{other.path}: {len(absent)} of {len(table.rows)} images of {table.path}"
+            f" are not in it ({first_of(absent)})"
+        )
+    return replace(table, columns=(*table.columns, *added), rows=rows)
+
+
+def _same_text(a: str, b: str) -> bool:
+    try:
+        return float(a) == float(b)
+    except ValueError:
+        return a.casefold() == b.casefold()
+
+
+def _same_picture(a: str, b: str) -> bool:
+    return same_picture(picture_name(a), picture_name(b))
+
+
+def _same_diagnosis(a: str, b: str) -> bool:
+    one, other = find_diagnosis(a), find_diagnosis(b)
+    return one == other if one and other else _same_text(a, b)
+
+
+# Meaning of two columns -> whether their cells say the same.
+_AGREE: dict[str, Callable[[str, str], bool]] = {
+    "image_id": _same_picture,
+    "path": _same_picture,
+    "dx": _same_diagnosis,
+    "label": lambda a, b: parse_label(a) == parse_label(b),
+}
 
 
 def read_table(path: str | os.PathLike[str]) -> Table:
@@ -161,7 +245,3 @@ def _read_cells(path: Path) -> tuple[list[int], list[list[str]]]:
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
     return lines, cells
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name).casefold()

@@ -50,11 +50,11 @@ def test_a_row_is_found_again_in_the_file(tmp_path):
 
 def test_columns_are_found_by_any_spelling(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text("Image-ID;dx type;dx\n1;2;3\n")
+    path.write_text("Image-ID;dx type;dx\n1;2;n/a\n")
     table = read_table(path)
-    assert table.require("image", "image_id") == "Image-ID"
-    assert table.find("dx_type") == "dx type"
-    assert table.find("age") is None
+    assert table.require("image_id") == ["Image-ID"]
+    assert table.find("dx_type") == ["dx type"] and table.texts("dx") == [""]
+    assert table.find("age") == [] and not table.has("age")
     with pytest.raises(UserError, match="age.*Image-ID"):
         table.require("age")
 
@@ -81,11 +81,30 @@ def test_what_is_no_table_is_refused(tmp_path, content, message):
     assert "\n" not in str(refusal.value)
 
 
-def test_two_columns_that_could_be_meant_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    "header, agreeing, contradicting",
+    [
+        ("image,path", "ISIC_1,photos/ISIC_1.jpg", "ISIC_1,photos/ISIC_2.jpg"),
+        ("label,target", "malignant,1.0", "1,0"),
+        ("benign_malignant,target", "benign,0", "benign,1"),
+        ("dx,diagnosis_3", 'mel,"Melanoma, NOS"', "mel,Nevus"),
+        ("age,age_approx", "45.0,45", "45,50"),
+        ("sex,gender", "male,Male", "male,female"),
+    ],
+)
+def test_columns_of_one_meaning_must_agree(tmp_path, header, agreeing, contradicting):
     path = tmp_path / "t.csv"
-    path.write_text("image,image_id\n1,2\n")
-    with pytest.raises(UserError, match="image and image_id"):
-        read_table(path).require("image_id", "image")
+    meaning = {"image": "image_id", "benign_malignant": "label"}
+    first = header.split(",")[0]
+    meaning = meaning.get(first, first)
+    path.write_text(f"{header}\n{agreeing}\n")
+    assert read_table(path).texts(meaning)
+    path.write_text(f"{header}\n{agreeing}\n{contradicting}\n")
+    with pytest.raises(UserError, match="line 3: .* is .* and .* is "):
+        read_table(path).texts(meaning)
+    # What one of them does not know, the other may.
+    path.write_text(f"{header}\n{agreeing.split(',')[0]},\n")
+    assert read_table(path).texts(meaning) == [agreeing.split(",")[0]]
 
 
 def test_a_file_that_is_absent_is_refused(tmp_path):

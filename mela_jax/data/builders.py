@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mela_jax.data import ham10000, phantom, user_csv
+from mela_jax.data import ham10000, phantom, published, user_csv
 from mela_jax.data.image_io import read_image
 from mela_jax.data.records import Record
 
@@ -81,13 +81,13 @@ class Ham10000(_RecordsBuilder):
     """HAM10000, from a manual folder or the ISIC download.
 
     `builder.download_and_prepare()` reads `download_config.manual_dir` (by default
-    `<data_dir>/downloads/manual`) in any layout of `read_ham10000`; where that is empty
-    or absent it downloads the ISIC 2018 Task 3 files.
+    `<data_dir>/downloads/manual`) in any layout of `read_published`; where that is
+    empty or absent it downloads the ISIC 2018 Task 3 files.
     """
 
-    MANUAL_DOWNLOAD_INSTRUCTIONS = ham10000.HELP
+    MANUAL_DOWNLOAD_INSTRUCTIONS = published.LAYOUTS["ham10000"].help()
     DESCRIPTION = "10,015 dermoscopy images of 7,470 pigmented skin lesions."
-    DIAGNOSES = ham10000.DIAGNOSES
+    DIAGNOSES = published.HAM10000
     HOMEPAGE = "https://doi.org/10.7910/DVN/DBW86T"
     CITATION = (
         "@article{tschandl2018ham10000, author={Tschandl, Philipp and "
@@ -102,7 +102,7 @@ class Ham10000(_RecordsBuilder):
         except AssertionError:  # Absent or empty: nothing was put there by hand.
             folder = Path(dl_manager.download_dir) / "ham10000"
             ham10000.download_ham10000(folder)
-        return ham10000.read_ham10000(folder)
+        return published.read_published(folder)
 
 
 class UserCsv(_RecordsBuilder):

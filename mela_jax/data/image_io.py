@@ -1,10 +1,14 @@
-"""Read an image file into the square of pixels that the models see.
+"""Find image files, and read them into the square of pixels that the models see.
 
-Training, evaluation and `predict` all come through here, so that a file means the same
-pixels everywhere. NumPy and Pillow only.
+Training, evaluation, `predict`, the audit and the reports all come through here, so
+that a file means the same pixels everywhere. NumPy and Pillow only; the extra `heic`
+adds the decoder of iPhones' photographs.
 """
 
+import contextlib
 import os
+import re
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,9 +16,21 @@ from PIL import Image, ImageOps
 from mela_jax.errors import UserError
 
 # Files of unknown origin are tried by these decoders and by no other.
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+with contextlib.suppress(ImportError):
+    import pillow_heif
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+    pillow_heif.register_heif_opener()
+    FORMATS += ("HEIF",)
+
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff")
+EXTENSIONS += (".webp", ".gif")
+# Pictures too, of which reading says what to do with them.
+OTHER_EXTENSIONS = (".heic", ".heif", ".avif", ".jp2", ".dcm", ".dng", ".cr2", ".nef")
+
+# Masks of lesions beside the images, and what macOS adds to archives.
+MASK_FOLDERS = re.compile(r"__MACOSX|segmentation|mask", re.IGNORECASE)
+MASK_FILES = re.compile(r"_(segmentation|mask)\.", re.IGNORECASE)
 
 # A file of a few kilobytes may declare more pixels than memory holds. The limit is
 # Pillow's own for a warning: above any camera's dermoscopy picture.
@@ -25,6 +41,54 @@ CROPS = ("center", "pad")
 
 class BadImageError(UserError):
     """A file that cannot be read as one picture. The message names the file."""
+
+
+class Listing(NamedTuple):
+    """The files below a folder, as paths, sorted: pictures, and whatever else."""
+
+    pictures: list[str]
+    others: list[str]
+
+
+def list_pictures(
+    folder: str | os.PathLike[str],
+    *,
+    skip_folders: re.Pattern[str] | None = None,
+    skip_files: re.Pattern[str] | None = None,
+) -> Listing:
+    """List the pictures in a folder and in those below it, by their extension.
+
+    Links are followed, each folder once. A link that leads nowhere and a picture in a
+    format that cannot be read are listed: reading them says so. Hidden files and
+    folders are passed over, and those whose names match the patterns.
+
+    Raises:
+      UserError: there is no such folder, or one that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"cannot list {error.filename}: {error.strerror}; make it readable or"
+            " leave it out"
+        ) from error
+
+    def shown(name: str, skip: re.Pattern[str] | None) -> bool:
+        return not name.startswith(".") and not (skip and skip.search(name))
+
+    found = Listing([], [])
+    visited = set()
+    for where, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if shown(name, skip_folders)]
+        # A link to a folder above would otherwise be walked without end.
+        if (real := os.path.realpath(where)) in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        for name in files:
+            if shown(name, skip_files):
+                is_picture = name.lower().endswith((*EXTENSIONS, *OTHER_EXTENSIONS))
+                found[not is_picture].append(os.path.join(where, name))
+    return Listing(sorted(found.pictures), sorted(found.others))
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -63,11 +127,21 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     except BadImageError:
         raise
     except FileNotFoundError:
-        raise BadImageError(f"{path}: no such file") from None
+        reason = "no such file"
+        if os.path.islink(path):
+            reason = (
+                f"a link to {os.readlink(path)}, which is not there; fetch the file"
+                " (git-annex: git annex get), or remove the link"
+            )
+        raise BadImageError(f"{path}: {reason}") from None
     except Image.UnidentifiedImageError:
-        raise BadImageError(
-            f"{path}: not an image that can be read; save it as JPEG or PNG"
-        ) from None
+        reason = "not an image that can be read; save it as JPEG or PNG"
+        if _is_heif(path):
+            reason = (
+                "a HEIC or AVIF photograph; save it as JPEG, or install the decoder:"
+                " pip install pillow-heif"
+            )
+        raise BadImageError(f"{path}: {reason}") from None
     except MemoryError:
         raise BadImageError(f"{path}: too large for the memory of this machine") from (
             None
@@ -126,6 +200,12 @@ def load_square(path: str | os.PathLike[str], *, size: int, crop: str) -> np.nda
       BadImageError: the file cannot be read.
     """
     return to_square(read_image(path), size=size, crop=crop)
+
+
+def _is_heif(path: str | os.PathLike[str]) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return start[4:8] == b"ftyp" and start[8:10] in (b"he", b"mi", b"ms", b"av")
 
 
 def _upright(image: Image.Image) -> Image.Image:

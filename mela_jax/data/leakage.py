@@ -15,9 +15,10 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from mela_jax.atomic import write_atomically
-from mela_jax.data.image_io import EXTENSIONS
+from mela_jax.data import image_io
 from mela_jax.errors import UserError
 from mela_jax.tables import read_table
+from mela_jax.vocabulary import GROUPINGS, PictureNames
 
 CLEAN, LEAKS, CANNOT_RUN = 0, 1, 2
 
@@ -51,7 +53,12 @@ KINDS = {
     "near": "near_duplicates",
 }
 
-_OTHER_FOLDER = ("segmentation", "mask", "__macosx")
+# Of tables, and of HAM10000's as Dataverse gives it.
+_TABLE = re.compile(r"\.(csv|tsv|tab)$|^HAM10000_metadata(\.txt)?$", re.IGNORECASE)
+
+
+# Kind of a grouping, "lesion" or "patient", and its name.
+Groups = frozenset[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,14 @@ class Picture:
 
     Attributes:
         path: the file.
-        image_id: its name without extension.
         place: folder or split.
-        lesion_id: from a table beside the images; "" where unknown.
+        groups: name -> its lesions and patients, those that a table beside the images
+            knows.
     """
 
     path: Path
-    image_id: str
     place: str
-    lesion_id: str
+    groups: Groups
 
 
 @dataclass(frozen=True)
@@ -91,18 +97,18 @@ class Leak:
 
 
 def list_pictures(
-    folders: Sequence[str | os.PathLike[str]], splits: Mapping[str, str]
+    folders: Sequence[str | os.PathLike[str]], splits: "Splits | None" = None
 ) -> list[Picture]:
     """List the images below folders, masks left out, with lesion and place.
 
     Args:
-        folders: each with images at any depth and, where known, CSV tables at its top
-            with the columns image_id and lesion_id (ISIC: image and lesion_id).
-        splits: lesion_id or image_id -> split; empty: each folder is a place.
+        folders: each with images at any depth and, where known, tables at its top
+            that name images and their lesions or patients.
+        splits: of images and lesions; None: each folder is a place.
 
     Raises:
         UserError: a folder is missing or holds no image, one is given twice, tables
-            disagree, or an image is in no split.
+            disagree or cannot be used, or an image is in no split.
     """
     pictures: list[Picture] = []
     seen: dict[str, str] = {}
@@ -116,32 +122,32 @@ def list_pictures(
                 f"{folder} is the same folder as {seen[real]}; give it once"
             )
         seen[real] = str(folder)
-        lesions = _read_lesions(root)
-        found = list(_images_below(root))
+        found = image_io.list_pictures(
+            root, skip_folders=image_io.MASK_FOLDERS, skip_files=image_io.MASK_FILES
+        ).pictures
         if not found:
             raise UserError(f"{folder}: there are no images in it")
-        for path in found:
-            lesion = lesions.get(path.stem, "")
-            place = str(folder)
-            if splits:
-                place = splits.get(lesion) or splits.get(path.stem) or ""
-            if not place:
-                raise UserError(
-                    f"{path}: neither its image_id nor its lesion_id is in --splits"
-                )
-            pictures.append(Picture(path, path.stem, place, lesion))
+        for path, groups in zip(found, _read_groups(root, found), strict=True):
+            place = splits.place(path, groups) if splits else str(folder)
+            pictures.append(Picture(Path(path), place, groups))
     return pictures
 
 
 def shared_lesions(pictures: Sequence[Picture]) -> list[Leak]:
-    """Return the lesions of which two places have images."""
-    groups: dict[str, list[Picture]] = defaultdict(list)
+    """Return the lesions, or patients, of which two places have images."""
+    members: dict[tuple[str, str], list[Picture]] = defaultdict(list)
     for picture in pictures:
-        if picture.lesion_id:
-            groups[picture.lesion_id].append(picture)
+        for group in picture.groups:
+            members[group].append(picture)
     return [
-        leak for name in sorted(groups) for leak in _leaks("lesion", name, groups[name])
+        leak
+        for kind, name in sorted(members)
+        for leak in _leaks("lesion", _group_name(kind, name), members[kind, name])
     ]
+
+
+def _group_name(kind: str, name: str) -> str:
+    return name if kind == "lesion" else f"of {kind} {name}"
 
 
 def identical_files(pictures: Sequence[Picture]) -> list[Leak]:
@@ -173,13 +179,9 @@ def perceptual_hash(path: Path) -> npt.NDArray[np.uint64]:
     The centre square makes a photograph and its centre crop the same picture.
 
     Raises:
-        UserError: the image cannot be read.
+        BadImageError: the image cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error})") from error
+    upright = Image.fromarray(image_io.read_image(path))
     side = min(upright.size)
     square = ImageOps.fit(upright, (side, side))
     bits = imagehash.phash(square, hash_size=HASH_SIZE).hash
@@ -259,56 +261,100 @@ def _leaks(kind: str, what: str, group: Sequence[Picture]) -> Iterator[Leak]:
         yield Leak(kind, what, tuple(places), tuple(str(p.path) for p in group))
 
 
-def _images_below(root: Path) -> Iterator[Path]:
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(
-            s
-            for s in subfolders
-            if not s.startswith(".") and not any(o in s.lower() for o in _OTHER_FOLDER)
-        )
-        for name in sorted(files):
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield Path(folder, name)
+def _read_groups(root: Path, pictures: Sequence[str]) -> list[Groups]:
+    """Return the lesions and patients of each picture, from the tables at the top.
 
-
-def _read_lesions(root: Path) -> dict[str, str]:
-    """Read image -> lesion from the tables at the top of a folder."""
-    lesions: dict[str, str] = {}
-    for path in sorted(root.glob("*.csv")):
-        table = read_table(path)
-        image = table.find("image_id", "image", "path")
-        lesion = table.find("lesion_id", "group")
-        if not image or not lesion:
+    Raises:
+        UserError: two tables disagree on a picture, or there are tables and none of
+            them can be used.
+    """
+    found: list[dict[str, str]] = [{} for _ in pictures]
+    unused, used = [], False
+    for path in sorted(p for p in root.iterdir() if _TABLE.search(p.name)):
+        try:
+            table = read_table(path)
+            groupings = [name for name in GROUPINGS if table.has(name)]
+            if not table.has("image_id") or not groupings:
+                table.require("image_id"), table.require("lesion_id")
+            columns = {name: table.texts(name) for name in groupings}
+            names = PictureNames(table.texts("path"))
+            rows = [names.find(picture) for picture in pictures]
+            if all(row is None for row in rows):
+                raise UserError(f"{path}: names none of the images in {root}")
+        except UserError as error:
+            unused.append(str(error))
             continue
-        for number, row in enumerate(table.rows):
-            # The user's own table names files.
-            name = Path(row[image]).stem if image.lower() == "path" else row[image]
-            if name and lesions.setdefault(name, row[lesion]) != row[lesion]:
-                raise UserError(
-                    f"{table.place(number)}: {name} is of {row[lesion]}, elsewhere of"
-                    f" {lesions[name]}"
-                )
-    return lesions
-
-
-def _read_splits(paths: Sequence[str]) -> dict[str, str]:
-    """Read lesion_id and image_id -> split from one or more splits.csv."""
-    splits: dict[str, str] = {}
-    for path in paths:
-        if not Path(path).is_file():
-            raise UserError(f"--splits={path}: there is no such file")
-        for where, row in read_table(path).select(
-            ("image_id", "split"), ("lesion_id",)
-        ):
-            split = row["split"]
-            if not row["image_id"] or not split:
-                raise UserError(f"{where}: the image_id or its split is empty")
-            for name in (row["lesion_id"], row["image_id"]):
-                if name and splits.setdefault(name, split) != split:
+        used = True
+        for picture, groups, row in zip(pictures, found, rows, strict=True):
+            for name, cells in columns.items():
+                # The group of a user's own table is a lesion, or better a patient.
+                kind = "patient" if name == "patient_id" else "lesion"
+                cell = cells[row] if row is not None else ""
+                if cell and groups.setdefault(kind, cell) != cell:
                     raise UserError(
-                        f"{where}: {name} is in the splits {splits[name]} and {split}"
+                        f"{table.place(row)}: {picture} is of {kind} {cell}, elsewhere"
+                        f" of {groups[kind]}"
                     )
-    return splits
+    if unused and not used:
+        raise UserError(
+            f"{unused[0]}; nothing says which images of {root} show one lesion: correct"
+            " the table, or move it out of the folder to compare pictures alone"
+        )
+    for line in unused:
+        print(f"not used: {line}", file=sys.stderr)
+    return [frozenset(groups.items()) for groups in found]
+
+
+class Splits:
+    """The split of every image, from one or more tables like a run's splits.csv.
+
+    Args:
+        paths: tables with the columns image_id, split and perhaps lesion_id.
+
+    Raises:
+        UserError: a table cannot be read, or a name is in two splits.
+    """
+
+    def __init__(self, paths: Sequence[str]):
+        self._of_lesion: dict[str, str] = {}
+        of_image: dict[str, str] = {}
+        for path in paths:
+            if not Path(path).is_file():
+                raise UserError(f"--splits={path}: there is no such file")
+            for where, row in read_table(path).select(
+                ("image_id", "split"), ("lesion_id", "group", "patient_id")
+            ):
+                split = row["split"]
+                if not row["image_id"] or not split:
+                    raise UserError(f"{where}: the image_id or its split is empty")
+                lesion = row["lesion_id"] or row["group"] or row["patient_id"]
+                for name, known in (
+                    (lesion, self._of_lesion),
+                    (row["image_id"], of_image),
+                ):
+                    if name and known.setdefault(name, split) != split:
+                        raise UserError(
+                            f"{where}: {name} is in the splits {known[name]} and"
+                            f" {split}"
+                        )
+        self._names = PictureNames(list(of_image))
+        self._splits = list(of_image.values())
+
+    def place(self, picture: str, groups: Groups) -> str:
+        """Return the split of a picture, by its own name or its lesion's.
+
+        Raises:
+            UserError: it is in none.
+        """
+        number = self._names.find(picture)
+        if number is not None:
+            return self._splits[number]
+        for _, name in sorted(groups):
+            if name in self._of_lesion:
+                return self._of_lesion[name]
+        raise UserError(
+            f"{picture}: neither its image_id nor its lesion_id is in --splits"
+        )
 
 
 def _describe(leak: Leak) -> str:
@@ -324,7 +370,7 @@ def _describe(leak: Leak) -> str:
 def _summary(pictures: Sequence[Picture], leaks: Sequence[Leak]) -> dict[str, Any]:
     return {
         "images": dict(Counter(p.place for p in pictures)),
-        "without_lesion_id": sum(not p.lesion_id for p in pictures),
+        "without_lesion_id": sum(not p.groups for p in pictures),
         **{
             name: sum(leak.kind == kind for leak in leaks)
             for kind, name in KINDS.items()
@@ -355,6 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-distance",
         type=int,
+        choices=range(HASH_SIZE**2 + 1),
         default=MAX_DISTANCE,
         metavar="BITS",
         help=f"of {HASH_SIZE**2}; hashes this near are duplicates (default: "
@@ -363,7 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", metavar="JSON", help="write every leak there")
     options = parser.parse_args(arguments)
     try:
-        splits = _read_splits(options.splits)
+        splits = Splits(options.splits) if options.splits else None
         if len(options.folders) < 2 and not splits:
             raise UserError("one folder is one place: give two, or --splits")
         pictures = list_pictures(options.folders, splits)

@@ -1,17 +1,22 @@
 """From the name of a data set to its records: the only list of data sets."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from mela_jax.data.ham10000 import download_ham10000, read_ham10000
+from mela_jax.data.ham10000 import download_ham10000
 from mela_jax.data.phantom import read_phantom, write_phantom
+from mela_jax.data.published import LAYOUTS, read_published
 from mela_jax.data.records import Record
 from mela_jax.data.user_csv import read_user_csv
 from mela_jax.errors import UserError
 
 DATASETS: dict[str, Callable[[str | os.PathLike[str]], list[Record]]] = {
-    "ham10000": read_ham10000,
+    **{
+        name: functools.partial(read_published, layout=layout)
+        for name, layout in LAYOUTS.items()
+    },
     "csv": read_user_csv,
     "phantom": read_phantom,
 }

@@ -9,7 +9,8 @@ from mela_jax.errors import UserError
 from mela_jax.evaluation.bootstrap import bootstrap, percentile_limits
 from mela_jax.evaluation.intervals import FloatArray, auc_difference_p, mcnemar_p
 from mela_jax.evaluation.measure import Settings
-from mela_jax.evaluation.scores import Predictions, require_both_classes, rows_of
+from mela_jax.evaluation.scores import Predictions, require_both_classes
+from mela_jax.vocabulary import PictureNames
 
 
 def compare(
@@ -99,13 +100,14 @@ def _in_order_of(
     first: Predictions, second: Predictions, names: tuple[str, str]
 ) -> FloatArray:
     """Return the scores of `second` in the image order of `first`."""
-    different = set(first.image_id) ^ set(second.image_id)
-    if different:
+    spelt = PictureNames(second.image_id)
+    order = [k for name in first.image_id if (k := spelt.find(name)) is not None]
+    different = len(first.image_id) + len(second.image_id) - 2 * len(set(order))
+    if different or len(order) > len(set(order)):
         raise UserError(
             f"test predictions of {names[0]} and {names[1]} differ in "
-            f"{len(different)} image(s); score both models on the same images"
+            f"{different} image(s); score both models on the same images"
         )
-    order = rows_of(first.image_id, second.image_id)
     wrong = np.flatnonzero(second.label[order] != first.label)
     if wrong.size:
         raise UserError(

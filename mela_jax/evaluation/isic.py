@@ -19,29 +19,25 @@ from dataclasses import replace
 
 import numpy as np
 
+from mela_jax.data.records import read_details, read_groups, read_labels, read_names
 from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import MELANOMA, ClassScores, find_melanoma
 from mela_jax.evaluation.scores import (
-    DETAILS,
     Predictions,
+    match_rows,
     naming,
-    read_details,
-    read_labels,
-    read_names,
     read_predictions,
     read_probabilities,
-    rows_of,
-    take_rows,
 )
 from mela_jax.tables import Table, read_table
+from mela_jax.vocabulary import DETAILS, GROUPINGS, plain_name
 
-IMAGE = ("image_id", "image", "image_name")
-# P(melanoma), or 0 and 1.
-MELANOMA_COLUMNS = ("target", *MELANOMA)
-TRUTH = ("dx", "label", "diagnosis")
+# P(melanoma).
+SCORES = ("score", "target", *MELANOMA)
 # Columns that are no class: what is known of an image, and ISIC's weights, which are
 # not used (every image counts once).
-_OTHER = {*IMAGE, *TRUTH, *DETAILS, "lesion_id", "score_weight", "validation_weight"}
+_OTHER = ("image_id", *GROUPINGS, *DETAILS, "score_weight", "validation_weight")
+_LABELS = ("label", "benignmalignant")
 # What makes a table one of another form.
 _NOT_CLASSES = {"score", "target"}
 FEWEST = 3
@@ -94,58 +90,65 @@ def _read(path: str | os.PathLike[str]) -> Table:
 
 def _classes(table: Table) -> tuple[str, ...]:
     """Return the columns that are classes; none where the table has another form."""
-    others = {table.find(name) for name in _OTHER}
-    classes = tuple(name for name in table.columns if name not in others)
-    names = {name.lower() for name in classes}
-    fits = len(classes) >= FEWEST and names & set(MELANOMA) and not names & _NOT_CLASSES
-    return classes if fits else ()
-
-
-def _first(table: Table, names: Sequence[str]) -> str | None:
-    """Return the column with the first of these names that there is."""
-    return next(filter(None, map(table.find, names)), None)
+    others = {column for meaning in _OTHER for column in table.find(meaning)}
+    names = {
+        column: plain_name(column)
+        for column in table.columns
+        if column not in others and plain_name(column) not in _LABELS
+    }
+    found = set(names.values())
+    fits = len(names) >= FEWEST and found & set(MELANOMA) and not found & _NOT_CLASSES
+    return tuple(names) if fits else ()
 
 
 def _truth_column(table: Table) -> str | None:
     """Return the column that names the true class, if there is one."""
-    if _NOT_CLASSES & set(table.columns):
+    plain = {plain_name(column): column for column in table.columns}
+    if _NOT_CLASSES & plain.keys():
         return None
-    return _first(table, TRUTH)
-
-
-def _require(table: Table, names: Sequence[str]) -> str:
-    """Return the column with the first of these names, of which there must be one."""
-    found = _first(table, names)
-    if found is None:
-        raise UserError(
-            f"{table.path}: has no column {' or '.join(names)}; give "
-            "image_id,label,score, or an ISIC file: image,MEL,NV,... or "
-            "image_name,target or image_id,melanoma,... or two columns without a header"
-        )
-    return found
+    return next(iter(table.find("dx")), plain.get("label"))
 
 
 def _match(table: Table, answers: Table) -> tuple[list[str], Table]:
     """Return the scored images and the ground truth in their order."""
-    scored, _ = read_names(table, _require(table, IMAGE))
-    labelled, _ = read_names(answers, _require(answers, IMAGE))
-    different = set(scored) ^ set(labelled)
-    if different:
+    scored, labelled = read_names(table), read_names(answers)
+    matched = match_rows(answers, scored)
+    if len(labelled) > len(scored):
+        found = set(matched.lines)
+        rest = [
+            name
+            for name, line in zip(labelled, answers.lines, strict=True)
+            if line not in found
+        ]
         raise UserError(
-            f"{table.path} and {answers.path} do not name the same images: "
-            f"{len(different & set(scored))} have a score only, "
-            f"{len(different & set(labelled))} a label only ({min(different)}); score "
-            "all images of the ground truth and no others"
+            f"{table.path}: {len(rest)} of {len(labelled)} images of {answers.path}"
+            f" have no score ({min(rest)} ...); score all images of the ground truth"
         )
-    return scored, take_rows(answers, rows_of(scored, labelled))
+    return scored, matched
+
+
+def _groups(table: Table, answers: Table, names: list[str]) -> list[str]:
+    """Return the lesion of each image, from whichever table knows it."""
+    grouped = any(answers.has(name) for name in GROUPINGS)
+    return read_groups(answers if grouped else table, names)
 
 
 def _of_melanoma(table: Table, answers: Table) -> Predictions:
     """Return P(melanoma) of one table and the labels of another."""
     image_id, answers = _match(table, answers)
-    score = read_probabilities(table, [_require(table, MELANOMA_COLUMNS)])[:, 0]
-    label = read_labels(answers, _require(answers, MELANOMA_COLUMNS))
-    return Predictions(image_id, image_id, label, score)
+    column = next((c for name in SCORES for c in table.find(name)), None)
+    if column is None:
+        raise UserError(
+            f"{table.path}: has no column {' or '.join(SCORES)}; give "
+            "image_id,label,score, or an ISIC file: image,MEL,NV,... or "
+            "image_name,target or image_id,melanoma,... or two columns without a header"
+        )
+    score = read_probabilities(table, [column])[:, 0]
+    label = np.asarray(read_labels(answers), np.int64)
+    details = {**read_details(table), **read_details(answers)}
+    groups = _groups(table, answers, image_id)
+    with naming(table.path):
+        return Predictions(image_id, groups, label, score, details)
 
 
 def _of_classes(table: Table, answers: Table, *, melanoma_only: bool) -> Predictions:
@@ -155,13 +158,12 @@ def _of_classes(table: Table, answers: Table, *, melanoma_only: bool) -> Predict
     melanoma = find_melanoma(names)
     truth = np.asarray(_true_classes(answers, names))
     dx = [names[k].lower() for k in truth]
-    grouped = answers if answers.find("lesion_id") else table
     kept = (names[melanoma],) if melanoma_only else names
     scores = read_probabilities(table, kept)
     with naming(table.path):
         return Predictions(
             image_id,
-            read_names(grouped, _require(grouped, IMAGE))[1],
+            _groups(table, answers, image_id),
             (truth == melanoma).astype(np.int64),
             scores[:, kept.index(names[melanoma])],
             {**read_details(table), **read_details(answers), "dx": dx},

@@ -13,7 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mela_jax.atomic import write_atomically
-from mela_jax.data.records import known_text
+from mela_jax.data.records import (
+    join_groups,
+    read_details,
+    read_groups,
+    read_labels,
+    read_names,
+)
 from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import (
     PREFIX,
@@ -24,9 +30,14 @@ from mela_jax.evaluation.classes import (
     restore_classes,
 )
 from mela_jax.tables import Table, read_table
-
-# What may be known of an image besides; the report looks at each of them apart.
-DETAILS = ("age", "sex", "localization", "dx", "dx_type", "source")
+from mela_jax.vocabulary import (
+    DETAILS,
+    GROUPINGS,
+    PictureNames,
+    check_age,
+    first_of,
+    known_text,
+)
 
 
 def check_binary(
@@ -167,11 +178,7 @@ class Predictions:
                     "scores; give one per image"
                 )
         for row, age in enumerate(details.get("age", ())):
-            if age and not 0 <= _number(age) <= 130:
-                raise UserError(
-                    f"age {age!r} of {self.image_id[row]} is not a number of years; "
-                    "leave it empty where it is unknown"
-                )
+            check_age(age, self.image_id[row])
         return {name: texts for name, texts in details.items() if any(texts)}
 
 
@@ -204,10 +211,11 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions) ->
 def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     """Read the CSV of one model on one split.
 
-    Columns may come in any order. `image_id`, `label` and `score` must be there;
-    without `lesion_id` every image is taken as a lesion of its own; those of `DETAILS`
-    are kept, others ignored. Two or more columns `p_<class>` are P(class), see
-    `classes.restore_classes`; `dx` must then name the true class.
+    Columns may come in any order and spelling. Names of the images, labels and `score`
+    must be there; without a column of lesions, patients or groups every image is taken
+    as a lesion of its own; those of `DETAILS` are kept, others ignored. Two or more
+    columns `p_<class>` are P(class), see `classes.restore_classes`; `dx` must then name
+    the true class.
 
     Raises:
         UserError: naming the file and, where there is one, the line: no table, a
@@ -215,55 +223,22 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
             none.
     """
     table = read_table(path)
-    image_id, lesion_id = read_names(table, table.require("image_id"))
-    label = read_labels(table, table.require("label"))
-    score = read_probabilities(table, [table.require("score")])[:, 0]
-    details = read_details(table)
+    image_id = read_names(table)
+    score = read_probabilities(table, table.require("score"))[:, 0]
     of_class = [column for column in table.columns if column.startswith(PREFIX)]
     classes = None
-    if len(of_class) > 1:  # A single one is something else.
+    has_classes = len(of_class) > 1  # A single one is something else.
+    # Of several classes melanoma may have any name.
+    label = np.asarray(read_labels(table, compare_dx=not has_classes), np.int64)
+    if has_classes:
         names = [column.removeprefix(PREFIX) for column in of_class]
         class_score = read_probabilities(table, of_class)
-        column = table.require("dx")
-        dx = [known_text(row[column]) for row in table.rows]
+        dx = table.texts("dx")
         with naming(path):
             classes = restore_classes(names, dx, label, score, class_score)
+    groups, details = read_groups(table, image_id), read_details(table)
     with naming(path):
-        return Predictions(image_id, lesion_id, label, score, details, classes)
-
-
-def read_names(table: Table, image: str) -> tuple[list[str], list[str]]:
-    """Return the names of the images of a table, in column `image`, and their lesions.
-
-    Without `lesion_id` every image is taken as a lesion of its own.
-
-    Raises:
-        UserError: a name is empty, or an image occurs twice.
-    """
-    lesion = table.find("lesion_id") or image
-    first: dict[str, int] = {}
-    for number, row in enumerate(table.rows):
-        if not row[image] or not row[lesion]:
-            raise UserError(
-                f"{table.place(number)}: {image} or lesion_id is empty; name both"
-            )
-        before = first.setdefault(row[image], number)
-        if before != number:
-            raise UserError(
-                f"{table.place(number)}: {image} {row[image]} was already in line "
-                f"{table.lines[before]}; keep one of the two"
-            )
-    return list(first), [row[lesion] for row in table.rows]
-
-
-def read_details(table: Table) -> dict[str, list[str]]:
-    """Return those columns of `DETAILS` that a table has."""
-    columns = {name: table.find(name) for name in DETAILS}
-    return {
-        name: [row[column] for row in table.rows]
-        for name, column in columns.items()
-        if column is not None
-    }
+        return Predictions(image_id, groups, label, score, details, classes)
 
 
 def read_probabilities(table: Table, columns: Sequence[str]) -> FloatArray:
@@ -281,29 +256,6 @@ def read_probabilities(table: Table, columns: Sequence[str]) -> FloatArray:
             "1; scores are probabilities, such as softmax gives, not logits"
         )
     return found
-
-
-def read_labels(table: Table, column: str) -> IntArray:
-    """Return the labels int64 [N] in a column: 0 and 1, benign and malignant.
-
-    Raises:
-        UserError: one is something else, naming its line.
-    """
-    words = {"benign": 0.0, "malignant": 1.0}
-    found = [words.get(row[column], _number(row[column])) for row in table.rows]
-    for number, label in enumerate(found):
-        if label not in (0, 1):
-            raise UserError(
-                f"{table.place(number)}: {column} {table.rows[number][column]!r} is "
-                "neither 0 nor 1; use 1 for melanoma and 0 for everything else"
-            )
-    return np.asarray(found, np.int64)
-
-
-def rows_of(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Return where each wanted name stands among distinct names."""
-    row = {name: number for number, name in enumerate(names)}
-    return [row[name] for name in wanted]
 
 
 def take_rows(table: Table, rows: Sequence[int]) -> Table:
@@ -329,31 +281,46 @@ def _number(text: str) -> float:
         return float("nan")
 
 
+def match_rows(table: Table, wanted: Sequence[str]) -> Table:
+    """Return the rows of a table that are of the wanted images, in their order.
+
+    Raises:
+        UserError: an image is named twice, is not in the table, or could be two.
+    """
+    names, found = PictureNames(wanted), {}
+    with naming(table.path):
+        for row, name in enumerate(table.texts("image_id")):
+            if (number := names.find(name)) is not None:
+                if number in found:
+                    raise UserError(
+                        f"line {table.lines[row]}: image {name!r} was already in line"
+                        f" {table.lines[found[number]]}; keep one of the two"
+                    )
+                found[number] = row
+        if absent := [name for k, name in enumerate(wanted) if k not in found]:
+            raise UserError(
+                f"{len(absent)} of {len(wanted)} scored images are not in it"
+                f" ({first_of(sorted(absent))})"
+            )
+    return take_rows(table, [found[k] for k in range(len(wanted))])
+
+
 def join_details(predictions: Predictions, path: str | os.PathLike[str]) -> Predictions:
-    """Add what a table knows of the images: their details, and lesion_id if it has it.
+    """Add what a table knows of the images: their details, and what groups them.
 
     Rows of other images than the scored ones are passed over.
 
     Raises:
         UserError: the file cannot be read, names an image twice, or lacks an image.
     """
-    table = read_table(path)
-    image, scored = table.require("image_id"), set(predictions.image_id)
-    held = [k for k, row in enumerate(table.rows) if row[image] in scored]
-    table = take_rows(table, held)
-    image_id, _ = read_names(table, image)
-    absent = scored - set(image_id)
-    if absent:
-        raise UserError(
-            f"{path}: {len(absent)} of {len(scored)} scored images are not in it "
-            f"({', '.join(sorted(absent)[:5])})"
-        )
-    table = take_rows(table, rows_of(predictions.image_id, image_id))
-    if table.find("lesion_id"):
-        predictions = replace(predictions, lesion_id=read_names(table, image)[1])
-    with naming(path):
-        details = {**predictions.details, **read_details(table)}
-        return replace(predictions, details=details)
+    table = match_rows(read_table(path), predictions.image_id)
+    if any(table.has(name) for name in GROUPINGS):
+        columns = {"group": read_groups(table, predictions.image_id)}
+        columns["lesion_id"] = predictions.lesion_id
+        groups = join_groups(predictions.image_id, columns)
+        predictions = replace(predictions, lesion_id=groups)
+    details = {**predictions.details, **read_details(table)}
+    return replace(predictions, details=details)
 
 
 def pool(parts: Sequence[Predictions]) -> Predictions:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mela_jax.data.ham10000 import read_ham10000
+from mela_jax.data.published import read_published
 from mela_jax.data.records import Record
 from mela_jax.data.splits import (
     SPLITS,
@@ -40,7 +40,7 @@ def made_up(sizes_positive, sizes_negative):
 @pytest.fixture(scope="module")
 def ham(ham10000_small):
     """Return the records of the real data set."""
-    return read_ham10000(ham10000_small)
+    return read_published(ham10000_small)
 
 
 def test_real_metadata(ham, tmp_path):

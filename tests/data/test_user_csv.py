@@ -80,13 +80,13 @@ def test_two_columns_suffice_and_unnamed_images_are_told(folder, caplog):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,group\na.png,1\n", r"no column label \(it has path, group\)"),
+        ("path,group\na.png,1\n", r"no column label.* \(it has path, group\)"),
         ("", "is empty"),
         ("path,label\n", "no rows"),
-        ("path,label\na.png,benign\n", "line 2: label is 'benign'; .*melanoma, 0"),
+        ("path,label\na.png,2\n", "line 2: label is '2'; .*melanoma, and 0"),
         ("path,label\na.png,\n", "line 2: label is ''"),
         ("path,label\na.png\n", "line 2: label is ''"),
-        ("path,label\n,1\n", "line 2: the path is empty"),
+        ("path,label\n,1\n", "line 2: the image has no name"),
         ("path,label\na.png,1\n./sub/../a.png,1\n", "line 3: .*same file as 'a.png'"),
         ("path,label\nsub/b, c.bmp,1,g,h\n", "line 2: has 5 cells"),
         ("path,label\nx.png,1\ny.png,1\na.png,0\n", r"2 of 3 .*\(x.png, y.png\)"),

@@ -35,17 +35,21 @@ def test_every_form_meets_its_truth(form: str, tmp_path: Path) -> None:
     ("scores", "truth", "message"),
     [
         ("", TRUTH, "is empty"),
-        ("image,NV\nISIC_1,0.5\nISIC_2,0\n", TRUTH, "no column target or mel"),
+        ("image,NV\nISIC_1,0.5\nISIC_2,0\n", TRUTH, "no column score or target or mel"),
         ("name,score\na,0.5\n", TRUTH, "no column image_id or image or"),
-        ("image,MEL\nISIC_1,0.5\nISIC_1,0.6\n", TRUTH, "line 3: image ISIC_1 was"),
-        ("ISIC_1,0.5\nISIC_1,0.6\n", TRUTH, "line 2: image_name ISIC_1 was .* line 1"),
+        ("image,MEL\nISIC_1,0.5\nISIC_1,0.6\n", TRUTH, "line 3: image 'ISIC_1' was"),
+        ("ISIC_1,0.5\nISIC_1,0.6\n", TRUTH, "line 2: image 'ISIC_1' was .* line 1"),
         ("image,MEL\nISIC_1,nan\nISIC_2,0\n", TRUTH, "line 2: MEL 'nan' is not a"),
         ("image,MEL\nISIC_1\nISIC_2,0\n", TRUTH, "line 2: MEL '' is not"),
         ("image,MEL\nISIC_1,1.5\nISIC_2,0\n", TRUTH, "line 2: MEL '1.5'"),
         ("image,MEL\n", TRUTH, "no rows"),
-        (FORMS["2018"], TRUTH.replace("_2", "_3"), "1 have a score only, 1 a label"),
-        (FORMS["2020"], FORMS["2016"], "truth.csv, line 1: target '0.7' is"),
-        (FORMS["2020"], TRUTH.replace("benign", "fine"), "line 1: target 'fine' is"),
+        (
+            FORMS["2018"],
+            TRUTH.replace("_2", "_3"),
+            "1 of 2 scored images are not in it",
+        ),
+        (FORMS["2020"], FORMS["2016"], "truth.csv, line 1: target is '0.7'"),
+        (FORMS["2020"], TRUTH.replace("benign", "fine"), "line 1: target is 'fine'"),
     ],
 )
 def test_mistakes_are_named(

@@ -87,17 +87,17 @@ def test_other_columns_and_order_do_not_matter(tmp_path: Path) -> None:
         (HEADER + "a,a,1,-0.1\n", "line 2: score '-0.1'"),
         (HEADER + "a,a,1,high\n", "line 2: score 'high'"),
         (HEADER + "a,a,1\n", "line 2: score ''"),
-        (HEADER + "a,a,2,0.5\n", "line 2: label '2'"),
-        (HEADER + "a,a,mel,0.5\n", "line 2: label 'mel'"),
-        (HEADER + ",a,1,0.5\n", "line 2: image_id or lesion_id is empty"),
-        (HEADER + "a,,1,0.5\n", "line 2: image_id or lesion_id is empty"),
+        (HEADER + "a,a,2,0.5\n", "line 2: label is '2'"),
+        (HEADER + "a,a,,0.5\n", "line 2: label is ''"),
+        ("image_id,label,dx,score\na,1,nv,0.5\n", "label '1' and diagnosis 'nv'"),
+        (HEADER + ",a,1,0.5\n", "line 2: the image has no name"),
         (
             HEADER + "a,x,1,0.5\nb,x,0,0.5\na,x,1,0.5\n",
-            "line 4: image_id a was already",
+            "line 4: image 'a' was already",
         ),
-        ("image_id,label,score,age\na,1,0.5,old\n", "age 'old' of a"),
-        ("image_id,label,score,age\na,1,0.5,-1\n", "age '-1' of a"),
-        ("image_id,label,score,age\na,1,0.5,200\n", "age '200' of a"),
+        ("image_id,label,score,age\na,1,0.5,old\n", "line 2: age 'old'"),
+        ("image_id,label,score,age\na,1,0.5,-1\n", "line 2: age '-1'"),
+        ("image_id,label,score,age\na,1,0.5,200\n", "line 2: age '200'"),
     ],
 )
 def test_each_mistake_names_file_and_row(
@@ -207,8 +207,8 @@ def test_metadata_is_joined_by_image(tmp_path: Path) -> None:
     assert found.details == {"dx": ["nv", "mel"], "age": ["", "50"]}
     for text, message in (
         ("image_id,dx\na,nv\n", "1 of 2 scored images are not in it .b."),
-        ("image_id,dx\na,nv\na,nv\nb,nv\n", "line 3: image_id a was already in line 2"),
-        ("image_id,age\na,old\nb,3\n", "metadata.csv: age 'old' of a"),
+        ("image_id,dx\na,nv\na,nv\nb,nv\n", "line 3: image 'a' was already in line 2"),
+        ("image_id,age\na,old\nb,3\n", "metadata.csv, line 2: age 'old'"),
         ("name\na\n", "no column image_id"),
     ):
         table.write_text(text)
