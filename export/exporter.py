@@ -13,7 +13,7 @@ from export import answers, conversion, file_metadata, quantize
 from export.answers import Answers
 from export.finished import FinishedRun, open_run
 from mela_jax import parallel, run_record
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import write_atomically, write_text
 from mela_jax.config import expand_user
 from mela_jax.errors import UserError
 from mela_jax.report import export_tables
@@ -51,7 +51,7 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
                     "report.md"
                 )
             else:
-                write_atomically(path, page.encode())
+                write_text(path, page)
     return metrics
 
 
@@ -95,7 +95,7 @@ class Exporter:
             metrics["files"][name] = self._write_file(name, mode)
             _write_json(self._output / "metrics.json", metrics)
         report = export_tables.report_text(metrics)
-        write_atomically(self._output / "report.md", report.encode())
+        write_text(self._output / "report.md", report)
         return metrics
 
     def _write_file(self, name: str, mode: str) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def earlier_files(output: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, f"{text}\n".encode())
+    write_text(path, f"{text}\n")
 
 
 def _say(text: str) -> None:

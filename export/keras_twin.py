@@ -16,8 +16,8 @@ from collections.abc import Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from mela_jax.atomic import write_atomically
+from mela_jax.command import guarded, positive, prepare_process
 from mela_jax.errors import UserError
-from mela_jax.quiet import hide_chatter
 
 
 def convert_twin(network: str, *, image_size: int) -> bytes:
@@ -53,22 +53,19 @@ def convert_twin(network: str, *, image_size: int) -> bytes:
     return bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
 
 
+@guarded
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m export.keras_twin")
     parser.add_argument("--network", required=True)
-    parser.add_argument("--image_size", type=int, required=True)
+    parser.add_argument("--image_size", type=positive, required=True)
     parser.add_argument("--output", required=True, metavar="FILE.tflite")
     options = parser.parse_args(arguments)
-    try:
-        content = convert_twin(options.network, image_size=options.image_size)
-        write_atomically(options.output, content)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    content = convert_twin(options.network, image_size=options.image_size)
+    write_atomically(options.output, content)
     return 0
 
 
 if __name__ == "__main__":
-    hide_chatter()
+    prepare_process()
     sys.exit(main())

@@ -20,8 +20,8 @@ from pathlib import Path
 # Before TensorFlow is imported: its notices say nothing to a user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from mela_jax.command import guarded, number, positive, prepare_process
 from mela_jax.errors import UserError
-from mela_jax.quiet import hide_chatter
 from mela_jax.tflite import INPUT_DTYPES
 
 MODES = ("float32", "float16", "weight_int8", "int8")
@@ -30,6 +30,9 @@ _EPILOG = (
     "exit status: 0 done, 2 refused with one line. A file's figures are not a promise "
     "about other images, and no score is a diagnosis."
 )
+
+
+_loss = number(float, "number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -61,19 +64,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", help="the data folder, where it has moved since the training")
     add(
         "--calibration_images",
-        type=int,
+        type=positive,
         default=512,
         help="training images that set the ranges of int8 (default: %(default)s)",
     )
     add(
         "--max_auc_loss",
-        type=float,
+        type=_loss,
         default=0.005,
         help="ROC-AUC that int8 may lose on validation (default: %(default)s)",
     )
     add(
         "--max_specificity_loss",
-        type=float,
+        type=_loss,
         default=0.02,
         help="specificity at the target sensitivity that int8 may lose on validation "
         "(default: %(default)s)",
@@ -104,17 +107,14 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
+@guarded
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 done, 2 refused."""
     options = _parse(arguments)
-    try:
-        _check(options)
-        from export.exporter import export
+    _check(options)
+    from export.exporter import export
 
-        metrics = export(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    metrics = export(options)
     from mela_jax.report.export_tables import summary
 
     print(summary(metrics))
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command() -> int:
     """Run the command line of this process and return its exit status."""
-    hide_chatter()
+    prepare_process()
     return main()
 
 

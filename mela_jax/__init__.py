@@ -1,3 +1,22 @@
 """mela_jax: dermoscopy images to a phone-sized melanoma classifier, stated honestly."""
 
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
 __version__ = "0.1.0"
+
+
+def _end_quietly(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        return sys.__excepthook__(kind, error, trace)
+    print("interrupted; the same command starts again", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+# A command that is still importing what it needs: its own handling is not there yet.
+if sys.argv[:1] == ["-m"] or Path(sys.argv[0]).name.startswith("mela-"):
+    sys.excepthook = _end_quietly

@@ -37,6 +37,14 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         ) from error
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write text in UTF-8, whole or not at all, as `write_atomically` does bytes.
+
+    A file's name that is no UTF-8 is written as the bytes that it has.
+    """
+    write_atomically(path, text.encode("utf-8", "surrogateescape"))
+
+
 @contextlib.contextmanager
 def hold_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock that the system frees when the process ends, however it ends.

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import write_text
 from mela_jax.errors import UserError
 from mela_jax.state import TrainState, Variables
 
@@ -125,7 +125,7 @@ def save_model(
             checkpointer.save(directory / "variables", variables, force=True)
         if jax.process_index() == 0:
             text = json.dumps(description, indent=2)
-            write_atomically(directory / "model.json", f"{text}\n".encode())
+            write_text(directory / "model.json", f"{text}\n")
     return description
 
 

@@ -6,8 +6,10 @@ returns the result from `get_config()`; the command line overrides single fields
 """
 
 import functools
+import importlib.util
 import json
 import operator
+import os
 import re
 import traceback
 from collections.abc import Callable, Iterator
@@ -455,6 +457,24 @@ def list_fields() -> str:
     lines = [f"  --config.{name}={value!r}" for name, value in fields.items()]
     about = "fields and their defaults (explained in mela_jax/config.py):"
     return "\n".join([about, *lines])
+
+
+def find_file(name: str, folder: str = "configs") -> str:
+    """Return the path of a configuration that is named by its path or by its name.
+
+    A name is that of a file of the package `configs`, wherever that is installed, such
+    as "ham10000_kd", "papers/blkd" or "configs/tiny.py"; what follows a colon is kept.
+    """
+    name, colon, argument = name.partition(":")
+    if not os.path.isfile(name):
+        spec = importlib.util.find_spec(folder.split("/")[0])
+        for root in (spec and spec.submodule_search_locations) or ():
+            stem = name.removesuffix(".py").removeprefix("configs/")
+            below = folder.partition("/")[2]
+            for path in (Path(root, below, stem + ".py"), Path(root, stem + ".py")):
+                if path.is_file():
+                    return f"{path}{colon}{argument}"
+    return name + colon + argument
 
 
 def expand_user(path: str) -> Path:

@@ -1,5 +1,7 @@
 """What ends a run early with one line for its user, and no traceback."""
 
+import signal
+
 
 class UserError(Exception):
     """A mistake by the user or the machine, which a command reports in one line.
@@ -9,4 +11,8 @@ class UserError(Exception):
 
 
 class Stopped(UserError):
-    """The run was asked to stop (SIGTERM or Ctrl-C) and has saved where it is."""
+    """The run was asked to stop, by the signal `signum`, and has saved where it is."""
+
+    def __init__(self, message: str, signum: int = signal.SIGTERM):
+        super().__init__(message)
+        self.signum = signum

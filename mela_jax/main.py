@@ -6,12 +6,22 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mela_jax.config import expand_user, list_fields, mistake_in_file, unknown_field
-from mela_jax.errors import Stopped, UserError
+from mela_jax.command import guarded, prepare_process
+from mela_jax.config import (
+    expand_user,
+    find_file,
+    list_fields,
+    mistake_in_file,
+    unknown_field,
+)
+from mela_jax.errors import UserError
 from mela_jax.quiet import set_up_logging
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment, a file of configs/.", lock_config=True
+    "config",
+    None,
+    "Experiment: a file, or the name of one of configs/.",
+    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -19,40 +29,46 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
+@guarded
 def main(argv: list[str]) -> int:
-    """Run the job and return its exit status: 0 done, 2 refused, 143 told to stop."""
+    """Run the job and return its exit status, 0; see `guarded` for the others."""
     if {"-h", "--help"} & set(argv[1:]):
         # Run as a program, a module registers its flags under the program's name.
         name = sys.argv[0] if __name__ == "__main__" else __name__
         print(f"{__doc__}\n{flags.FLAGS.module_help(name)}\n\n{list_fields()}")
         return 0
-    try:
-        config, workdir = _parse(argv)
-        # After the flags: a mistyped one is answered at once.
-        from mela_jax import parallel, pipeline, results
+    config, workdir = _parse(argv)
+    # After the flags: a mistyped one is answered at once.
+    from mela_jax import parallel, pipeline, results
 
-        set_up_logging()
-        parallel.set_up(
-            cpu_devices=config.cpu_devices,
-            distributed=_DISTRIBUTED.value,
-            compilation_cache=expand_user(config.data.cache_dir) / "xla",
-        )
-        metrics = pipeline.run(config, workdir)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 143
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    set_up_logging()
+    parallel.set_up(
+        cpu_devices=config.cpu_devices,
+        distributed=_DISTRIBUTED.value,
+        compilation_cache=expand_user(config.data.cache_dir) / "xla",
+    )
+    metrics = pipeline.run(config, workdir)
     if parallel.is_main_process():
         print(results.summary(metrics, workdir))
     return 0
 
 
+def _with_paths(argv: list[str]) -> list[str]:
+    """Return the words of the command line, a configuration's name as its path."""
+    words = list(argv)
+    for k, word in enumerate(words):
+        if word in ("--config", "-config") and k + 1 < len(words):
+            words[k + 1] = find_file(words[k + 1])
+        elif word.startswith(("--config=", "-config=")):
+            flag, _, name = word.partition("=")
+            words[k] = f"{flag}={find_file(name)}"
+    return words
+
+
 def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     """Return the configuration and the workdir, or raise UserError."""
     try:
-        stray = flags.FLAGS(argv)[1:]
+        stray = flags.FLAGS(_with_paths(argv))[1:]
         config = _CONFIG.value
         # A file that could not be opened complains only now that it is used.
         getattr(config, "lock", None)
@@ -67,7 +83,9 @@ def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     if stray:
         raise UserError(f"{stray[0]!r} is not a flag; a field is --config.field=value")
     if not _CONFIG.present:
-        raise UserError("--config is missing: give a file of configs/")
+        raise UserError(
+            "--config is missing: give a file, or the name of one of configs/"
+        )
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"--config: get_config() of the file returned {config!r}; it must return"
@@ -81,10 +99,9 @@ def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
 def command() -> int:
     """Run the command line of this process and return its exit status."""
     from mela_jax.memory import use_huge_pages
-    from mela_jax.quiet import hide_chatter
 
     use_huge_pages()
-    hide_chatter()
+    prepare_process()
     return main(sys.argv)
 
 

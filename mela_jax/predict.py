@@ -20,19 +20,25 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from mela_jax.atomic import write_atomically
-from mela_jax.data.image_io import CROPS, EXTENSIONS, BadImageError, load_square
+from mela_jax.atomic import write_text
+from mela_jax.command import REFUSED, guarded, number, positive, prepare_process
+from mela_jax.data.image_io import (
+    CROPS,
+    EXTENSIONS,
+    BadImageError,
+    list_pictures,
+    load_square,
+)
 from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import PREFIX
 from mela_jax.inference import DEFAULT_WHICH, Scorer, make_scorer
-from mela_jax.quiet import hide_chatter
+from mela_jax.vocabulary import first_of
 
 COLUMNS = ("image", "score", "threshold", "decision")
 FLAGGED = "flagged"
@@ -40,8 +46,6 @@ NOT_FLAGGED = "not_flagged"
 
 ALL_SCORED = 0
 SOME_UNREADABLE = 1
-CANNOT_RUN = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 NOT_A_DIAGNOSIS = (
     "A score is not a diagnosis: show a mole that changes or worries you to a doctor, "
@@ -52,7 +56,7 @@ exit status:
   {ALL_SCORED}  every image was scored
   {SOME_UNREADABLE}  some images could not be read: each is named, and the others
      are scored; where none could be read, no CSV is written
-  {CANNOT_RUN}  nothing was scored: wrong arguments, an unfinished model, no images,
+  {REFUSED}  nothing was scored: wrong arguments, an unfinished model, no images,
      or an output that cannot be written
 
 {NOT_A_DIAGNOSIS}
@@ -62,8 +66,8 @@ exit status:
 def find_images(sources: Sequence[str]) -> list[str]:
     """Return the images that files, folders and patterns name, each once.
 
-    A folder gives the images below it, sorted by path, by their extension in any case;
-    hidden files and folders are passed over. A file named outright is taken whatever
+    A folder gives the images below it, as `list_pictures`; what else is in it is
+    counted and named on standard error. A file named outright is taken whatever
     its extension, even where it does not exist: reading it reports that. A pattern
     with wildcards, which shells leave alone after ``--images=``, is expanded.
 
@@ -72,7 +76,14 @@ def find_images(sources: Sequence[str]) -> list[str]:
     """
     found: dict[str, str] = {}
     for path in (path for source in sources for path in _expand(source)):
-        images = _images_below(path) if os.path.isdir(path) else [path]
+        images = [path]
+        if os.path.isdir(path):
+            images, others = list_pictures(path)
+            if others:
+                _complain(
+                    f"passed over {len(others)} files that are no pictures in {path}"
+                    f" ({first_of(os.path.relpath(other, path) for other in others)})"
+                )
         if not images:
             raise UserError(
                 f"--images: no images in {path}; give a folder with "
@@ -89,32 +100,6 @@ def _expand(source: str) -> list[str]:
     if os.path.lexists(path):  # a name may hold a bracket without being a pattern
         return [path]
     return sorted(glob.glob(path, recursive=True)) or [path]
-
-
-def _images_below(folder: str) -> list[str]:
-    """Return the images in a folder and in those below it, links included, sorted."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(
-            f"--images: cannot list {error.filename}: {error.strerror}; make it "
-            "readable or leave it out"
-        ) from error
-
-    images = []
-    visited = set()
-    for where, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        # A link to a folder above would otherwise be walked without end.
-        if (real := os.path.realpath(where)) in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        images += [
-            os.path.join(where, name)
-            for name in files
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS)
-        ]
-    return sorted(images)
 
 
 def score_images(
@@ -188,9 +173,7 @@ def write_scores(
         decision = FLAGGED if score >= scorer.threshold else NOT_FLAGGED
         by_class = row if classes else ()
         writer.writerow((image, score, scorer.threshold, decision, *by_class))
-    write_atomically(
-        os.path.realpath(path), text.getvalue().encode("utf-8", "surrogateescape")
-    )
+    write_text(os.path.realpath(path), text.getvalue())
 
 
 def check_output(path: str, *, images: Sequence[str]) -> None:
@@ -213,19 +196,6 @@ def check_output(path: str, *, images: Sequence[str]) -> None:
     else:
         return
     raise UserError(f"--output: {wrong}")
-
-
-def _number(kind: type, what: str, is_valid: Callable[[Any], bool]) -> Callable:
-    """Return a parser for argparse of a number that must be valid."""
-
-    def parse(text: str) -> Any:
-        if not is_valid(value := kind(text)):
-            raise ValueError
-        return value
-
-    # argparse says "invalid number from 0 to 1 value", taking what it says from here.
-    parse.__name__ = what
-    return parse
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -270,14 +240,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--threshold",
-        type=_number(float, "number from 0 to 1", lambda value: 0 <= value <= 1),
+        type=number(float, "number from 0 to 1", lambda value: 0 <= value <= 1),
         metavar="T",
         help="flag scores >= T (default: the operating point chosen on the model's "
         "validation images)",
     )
     add(
         "--batch_size",
-        type=_number(int, "whole number above 0", lambda value: value > 0),
+        type=positive,
         default=32,
         metavar="N",
         help="images scored at a time (default: %(default)s)",
@@ -288,8 +258,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _shown(text: str) -> str:
-    """Return text that any terminal can print on one line, odd file names included."""
-    text = text.encode("utf-8", "backslashreplace").decode()
+    """Return text on one line, odd file names included."""
     return text.replace("\n", "\\n").replace("\r", "\\r")
 
 
@@ -330,22 +299,15 @@ def _run(options: argparse.Namespace) -> int:
     return SOME_UNREADABLE
 
 
+@guarded
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status, as ``--help`` lists them."""
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _run(options)
-    except UserError as error:
-        _complain(str(error))
-        return CANNOT_RUN
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing was written")
-        return INTERRUPTED
+    return _run(_parse(sys.argv[1:] if arguments is None else arguments))
 
 
 def command() -> int:
     """Run the command line of this process and return its exit status."""
-    hide_chatter()
+    prepare_process()
     return main()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mela_jax import parallel
-from mela_jax.atomic import hold_lock, write_atomically
+from mela_jax.atomic import hold_lock, write_text
 from mela_jax.config import differences, with_defaults
 from mela_jax.data.records import Record
 from mela_jax.errors import UserError
@@ -73,7 +73,7 @@ def claim(workdir: Path, config: ConfigDict, records: Sequence[Record]) -> None:
     if not path.exists():
         if parallel.is_main_process():
             content = {**wanted, "provenance": provenance(config)}
-            write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+            write_text(path, json.dumps(content, indent=2) + "\n")
         return
     try:
         found = json.loads(path.read_text())

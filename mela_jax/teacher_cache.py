@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import signal
 import time
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
@@ -213,9 +214,10 @@ def _until_stopped(
     """Pass batches on until SIGTERM or Ctrl-C."""
     with stop_requests() as stop_requested:
         for batch in batches:
-            if parallel.any_process(stop_requested()):
+            if parallel.any_process(bool(stop_requested())):
                 raise Stopped(
                     "teacher: stopped while it scored the student's views; the same"
-                    " command goes on from the last whole view"
+                    " command goes on from the last whole view",
+                    stop_requested() or signal.SIGTERM,
                 )
             yield batch

@@ -171,7 +171,7 @@ def fit(
             looks = ends_epoch or step % config.log_every_steps == 0
             # Several processes have to wait for each other to agree.
             asks = looks or jax.process_count() == 1
-            stop = asks and parallel.any_process(stop_requested())
+            stop = asks and parallel.any_process(bool(stop_requested()))
             if looks or stop:
                 fetched = _fetch(pending, stage, step, checkpoints)
                 epoch_so_far += fetched
@@ -198,7 +198,8 @@ def fit(
             if stop and step < total_steps:
                 raise Stopped(
                     f"{name}: stopped at step {step} of {total_steps} and saved in"
-                    f" {checkpoints.directory}; the same command goes on from there"
+                    f" {checkpoints.directory}; the same command goes on from there",
+                    stop_requested() or signal.SIGTERM,
                 )
             if ends_epoch and on_epoch:
                 on_epoch(history)
@@ -250,13 +251,16 @@ def _describe(name: str, row: dict[str, float], settings: ConfigDict) -> str:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and Ctrl-C into a flag that a loop reads between two steps."""
-    requested = False
+def stop_requests() -> Iterator[Callable[[], int]]:
+    """Turn SIGTERM and Ctrl-C into a number that a loop reads between two steps.
+
+    0 as long as nothing has come, then the number of the signal.
+    """
+    requested = 0
 
     def request(signum: int, frame: object) -> None:
         nonlocal requested
-        requested = True
+        requested = signum
 
     handlers = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -48,9 +48,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import write_text
+from mela_jax.command import prepare_process
 from mela_jax.errors import UserError
-from mela_jax.quiet import hide_chatter
 from tflite_bench.adb import Adb, choose_serials
 from tflite_bench.android_output import run_on_host
 from tflite_bench.android_run import (
@@ -139,7 +139,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     def save() -> None:
         if options.json:
             content = json.dumps(report, indent=2, allow_nan=False) + "\n"
-            write_atomically(options.json, content.encode())
+            write_text(options.json, content)
 
     save()  # a result that cannot be written is found out before the hours of work
     for record in records:
@@ -316,7 +316,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def command() -> int:
     """Run the command line of this process and return its exit status."""
-    hide_chatter()
+    prepare_process()
     return main()
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import write_text
 from tflite_bench import android_output
 from tflite_bench.adb import (
     ANSWER_SECONDS,
@@ -408,7 +408,7 @@ class _Bench:
         stem = re.sub(r"[^\w.-]", "_", model.path.stem)
         name = f"{self._settings.stamp}_{serial}_{index:02d}_{stem}{suffix}.log"
         path = self._settings.log_dir / name
-        write_atomically(path, text.encode())
+        write_text(path, text)
         return str(path)
 
 

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import write_text
+from mela_jax.command import guarded, positive, prepare_process
 from mela_jax.errors import UserError
-from mela_jax.quiet import hide_chatter
 from mela_jax.tflite import read_metadata, read_model_file
 from tflite_bench import timing
 
@@ -89,6 +89,7 @@ def _keras_twin(network: str, *, image_size: int) -> bytes:
         return twin.read_bytes()
 
 
+@guarded
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0: both ratios hold, 1: one does not, 2: refused."""
     parser = argparse.ArgumentParser(
@@ -96,23 +97,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--export", required=True, metavar="DIR", type=Path)
     parser.add_argument("--model", default="student")
-    parser.add_argument("--num_threads", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--num_threads", type=positive, default=1)
+    parser.add_argument("--runs", type=positive, default=1000)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args(arguments)
-    try:
-        found = compare(
-            options.export,
-            model=options.model,
-            num_threads=options.num_threads,
-            runs=options.runs,
-        )
-        if options.json:
-            text = json.dumps(found, indent=2, allow_nan=False)
-            write_atomically(options.json, f"{text}\n".encode())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    found = compare(
+        options.export,
+        model=options.model,
+        num_threads=options.num_threads,
+        runs=options.runs,
+    )
+    if options.json:
+        text = json.dumps(found, indent=2, allow_nan=False)
+        write_text(options.json, f"{text}\n")
     print(f"{found['network']}, {found['image_size']} px, one image, milliseconds")
     for name, times in found["latency_ms"].items():
         print(
@@ -133,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command() -> int:
     """Run the command line of this process and return its exit status."""
-    hide_chatter()
+    prepare_process()
     return main()
 
 

@@ -23,9 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mela_jax.atomic import write_atomically
-from mela_jax.errors import UserError
-from mela_jax.quiet import hide_chatter
+from mela_jax.atomic import write_atomically, write_text
+from mela_jax.command import guarded, positive, prepare_process
 from mela_jax.tflite import read_metadata, read_model_file
 from tflite_bench import timing
 from tflite_bench.graph import read_graph
@@ -159,16 +158,6 @@ def _share(graph: Mapping[str, Any]) -> str:
     return f"{text}; outside: {outside}" if outside else f"{text}, nothing outside"
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-_positive.__name__ = "whole number above 0"
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tflite_bench.host",
@@ -178,10 +167,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--models", nargs="+", required=True, metavar="FILE", help=".tflite files")
-    add("--num_threads", type=_positive, default=1, help="default: %(default)s")
+    add("--num_threads", type=positive, default=1, help="default: %(default)s")
     add(
         "--runs",
-        type=_positive,
+        type=positive,
         default=200,
         help="timed runs of each (default: %(default)s)",
     )
@@ -190,35 +179,32 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@guarded
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     options = _parse(arguments)
-    try:
-        results = benchmark(
-            options.models, num_threads=options.num_threads, runs=options.runs
-        )
-        print(table(results))
-        if options.json:
-            content = {
-                "machine": {
-                    "processor": _processor(),
-                    "system": platform.platform(),
-                    "ai-edge-litert": version("ai-edge-litert"),
-                },
-                "num_threads": options.num_threads,
-                "results": results,
-            }
-            text = json.dumps(content, indent=2, allow_nan=False)
-            write_atomically(options.json, f"{text}\n".encode())
-        if options.plot:
-            from tflite_bench.plot import latency_plot
+    results = benchmark(
+        options.models, num_threads=options.num_threads, runs=options.runs
+    )
+    print(table(results))
+    if options.json:
+        content = {
+            "machine": {
+                "processor": _processor(),
+                "system": platform.platform(),
+                "ai-edge-litert": version("ai-edge-litert"),
+            },
+            "num_threads": options.num_threads,
+            "results": results,
+        }
+        text = json.dumps(content, indent=2, allow_nan=False)
+        write_text(options.json, f"{text}\n")
+    if options.plot:
+        from tflite_bench.plot import latency_plot
 
-            write_atomically(
-                options.plot, latency_plot(results, num_threads=options.num_threads)
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        write_atomically(
+            options.plot, latency_plot(results, num_threads=options.num_threads)
+        )
     return 0
 
 
@@ -234,7 +220,7 @@ def _processor() -> str:
 
 def command() -> int:
     """Run the command line of this process and return its exit status."""
-    hide_chatter()
+    prepare_process()
     return main()
 
 

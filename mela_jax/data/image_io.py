@@ -23,8 +23,8 @@ with contextlib.suppress(ImportError):
     pillow_heif.register_heif_opener()
     FORMATS += ("HEIF",)
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff")
-EXTENSIONS += (".webp", ".gif")
+EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp")
+EXTENSIONS += (".tif", ".tiff", ".webp", ".gif")
 # Pictures too, of which reading says what to do with them.
 OTHER_EXTENSIONS = (".heic", ".heif", ".avif", ".jp2", ".dcm", ".dng", ".cr2", ".nef")
 
@@ -126,6 +126,11 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             return _to_rgb(_upright(image), path)
     except BadImageError:
         raise
+    except Image.DecompressionBombError:
+        raise BadImageError(
+            f"{path}: more than the {MAX_PIXELS:,} pixels that are read; make it"
+            " smaller"
+        ) from None
     except FileNotFoundError:
         reason = "no such file"
         if os.path.islink(path):

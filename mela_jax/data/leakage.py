@@ -29,13 +29,14 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import write_text
+from mela_jax.command import REFUSED, guarded, number, prepare_process
 from mela_jax.data import image_io
 from mela_jax.errors import UserError
 from mela_jax.tables import read_table
 from mela_jax.vocabulary import GROUPINGS, PictureNames
 
-CLEAN, LEAKS, CANNOT_RUN = 0, 1, 2
+CLEAN, LEAKS, CANNOT_RUN = 0, 1, REFUSED
 
 # 16 x 16 = 256 bits: 64, the default of the library, call many moles the same.
 HASH_SIZE = 16
@@ -286,10 +287,12 @@ def _read_groups(root: Path, pictures: Sequence[str]) -> list[Groups]:
             continue
         used = True
         for picture, groups, row in zip(pictures, found, rows, strict=True):
+            if row is None:
+                continue
             for name, cells in columns.items():
                 # The group of a user's own table is a lesion, or better a patient.
                 kind = "patient" if name == "patient_id" else "lesion"
-                cell = cells[row] if row is not None else ""
+                cell = cells[row]
                 if cell and groups.setdefault(kind, cell) != cell:
                     raise UserError(
                         f"{table.place(row)}: {picture} is of {kind} {cell}, elsewhere"
@@ -378,6 +381,7 @@ def _summary(pictures: Sequence[Picture], leaks: Sequence[Leak]) -> dict[str, An
     }
 
 
+@guarded
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the audit and return its exit status: 0 clean, 1 leaks, 2 refused.
 
@@ -400,8 +404,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--max-distance",
-        type=int,
-        choices=range(HASH_SIZE**2 + 1),
+        type=number(
+            int,
+            f"whole number up to {HASH_SIZE**2}",
+            lambda bits: 0 <= bits <= HASH_SIZE**2,
+        ),
         default=MAX_DISTANCE,
         metavar="BITS",
         help=f"of {HASH_SIZE**2}; hashes this near are duplicates (default: "
@@ -409,20 +416,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", metavar="JSON", help="write every leak there")
     options = parser.parse_args(arguments)
-    try:
-        splits = Splits(options.splits) if options.splits else None
-        if len(options.folders) < 2 and not splits:
-            raise UserError("one folder is one place: give two, or --splits")
-        pictures = list_pictures(options.folders, splits)
-        leaks = audit(pictures, max_distance=options.max_distance)
-        summary = _summary(pictures, leaks)
-        if options.output:
-            content = {"summary": summary, "leaks": [vars(leak) for leak in leaks]}
-            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-            write_atomically(options.output, text.encode("utf-8", "surrogateescape"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return CANNOT_RUN
+    splits = Splits(options.splits) if options.splits else None
+    if len(options.folders) < 2 and not splits:
+        raise UserError("one folder is one place: give two, or --splits")
+    pictures = list_pictures(options.folders, splits)
+    leaks = audit(pictures, max_distance=options.max_distance)
+    summary = _summary(pictures, leaks)
+    if options.output:
+        content = {"summary": summary, "leaks": [vars(leak) for leak in leaks]}
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_text(options.output, text)
     for place, count in summary["images"].items():
         print(f"{count} images in {place}")
     if summary["without_lesion_id"]:
@@ -435,4 +438,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    prepare_process()
     sys.exit(main())

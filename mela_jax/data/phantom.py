@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import write_atomically, write_text
 from mela_jax.data.records import Record
 from mela_jax.data.user_csv import read_user_csv
 from mela_jax.errors import UserError
@@ -213,8 +213,8 @@ def write_phantom(
     labels = root / "labels.csv"
     if labels.exists() and b"dx" in labels.read_bytes().partition(b"\n")[0]:
         return
-    write_atomically(root / "README.txt", README.encode())
-    write_atomically(marker, (json.dumps(wanted, indent=2) + "\n").encode())
+    write_text(root / "README.txt", README)
+    write_text(marker, json.dumps(wanted, indent=2) + "\n")
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("path", "label", "group", "dx"))
@@ -225,7 +225,7 @@ def write_phantom(
                 seed=seed, index=image.number, view=image.view, size=size
             )
             _write_png(root / image.name, picture)
-    write_atomically(labels, table.getvalue().encode())
+    write_text(labels, table.getvalue())
 
 
 def read_phantom(directory: str | os.PathLike[str]) -> list[Record]:

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import write_text
 from mela_jax.data.records import Record
 from mela_jax.errors import UserError
 from mela_jax.tables import read_table
@@ -119,7 +119,7 @@ def write_splits(
     writer.writerow(COLUMNS)
     for r in sorted(records, key=lambda r: r.image_id):
         writer.writerow((r.image_id, r.lesion_id, r.label, splits[r.image_id]))
-    write_atomically(path, text.getvalue().encode())
+    write_text(path, text.getvalue())
 
 
 def read_splits(path: str | os.PathLike[str]) -> dict[str, tuple[str, str]]:

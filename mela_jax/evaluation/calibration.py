@@ -20,7 +20,7 @@ import statsmodels.api as sm
 from scipy.special import expit, logit
 from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import write_text
 from mela_jax.errors import UserError
 from mela_jax.evaluation.intervals import FloatArray, IntArray, Interval, wilson
 from mela_jax.evaluation.scores import Predictions, check_binary
@@ -89,7 +89,7 @@ def write_calibration(
         "formula": "P(melanoma) = 1 / (1 + exp(-(a * logit + b)))",
         **about,
     }
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode("utf-8"))
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def to_logit(scores: npt.ArrayLike) -> FloatArray:

@@ -3,6 +3,6 @@
 import sys
 
 if __name__ == "__main__":
-    from mela_jax.report.__main__ import main
+    from mela_jax.report.__main__ import command
 
-    sys.exit(main())
+    sys.exit(command())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import write_text
 from mela_jax.data.records import (
     join_groups,
     read_details,
@@ -205,7 +205,7 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions) ->
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
-    write_atomically(path, text.getvalue().encode("utf-8"))
+    write_text(path, text.getvalue())
 
 
 def read_predictions(path: str | os.PathLike[str]) -> Predictions:
@@ -287,7 +287,8 @@ def match_rows(table: Table, wanted: Sequence[str]) -> Table:
     Raises:
         UserError: an image is named twice, is not in the table, or could be two.
     """
-    names, found = PictureNames(wanted), {}
+    names = PictureNames(wanted)
+    found: dict[int, int] = {}
     with naming(table.path):
         for row, name in enumerate(table.texts("image_id")):
             if (number := names.find(name)) is not None:

@@ -13,11 +13,13 @@ test set.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mela_jax.command import fraction, guarded, not_negative, number, prepare_process
 from mela_jax.errors import UserError
 from mela_jax.evaluation.isic import read_scores
 from mela_jax.evaluation.measure import CALIBRATIONS, Settings, evaluate_model
@@ -26,6 +28,9 @@ from mela_jax.evaluation.scores import Predictions, join_details, pool
 from mela_jax.report.checklist import ABOUT
 from mela_jax.report.main_report import write_report
 from mela_jax.report.thumbnails import find_images
+
+# The ends of an interval need that many.
+_replicates = number(int, "whole number from 100 up", lambda value: value >= 100)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -72,17 +77,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--metadata", metavar="CSV", help="image_id and lesion_id, age, sex, dx, ...")
     add("--images", metavar="DIR", help="the images, to show those it got wrong")
     add("--about", metavar="JSON", help=f"texts for the model card: {', '.join(ABOUT)}")
-    add("--target", type=float, default=defaults.target, help="wanted sensitivity")
+    add("--target", type=fraction, default=defaults.target, help="wanted sensitivity")
     add("--policy", choices=POLICIES, default=defaults.policy)
-    add("--delta", type=float, default=defaults.delta, help="risk of the guarantee")
+    add("--delta", type=fraction, default=defaults.delta, help="risk of the guarantee")
     add(
         "--prevalences",
         default=",".join(map(str, defaults.prevalences)),
         help="shares of melanoma, separated by commas (default: %(default)s)",
     )
     add("--calibration", choices=CALIBRATIONS, default=defaults.calibration)
-    add("--bootstrap", type=int, default=defaults.num_bootstrap, metavar="N")
-    add("--seed", type=int, default=defaults.seed)
+    add("--bootstrap", type=_replicates, default=defaults.num_bootstrap, metavar="N")
+    add("--seed", type=not_negative, default=defaults.seed)
     return parser.parse_args(arguments)
 
 
@@ -115,11 +120,6 @@ def _run(options: argparse.Namespace) -> None:
         prevalences = tuple(float(p) for p in options.prevalences.split(",") if p)
     except ValueError as error:
         raise UserError(f"--prevalences={options.prevalences}: {error}") from error
-    if options.bootstrap < 100:
-        raise UserError(
-            f"--bootstrap={options.bootstrap}: give 100 or more; the ends of an"
-            " interval need that many replicates"
-        )
     settings = Settings(
         target=options.target,
         policy=options.policy,
@@ -143,7 +143,12 @@ def _run(options: argparse.Namespace) -> None:
             "val": _read(options.other_val, options.val_truth, options),
             "test": _read(options.other_test, options.test_truth, options),
         }
-    images = find_images(options.images) if options.images else {}
+    images = {}
+    if options.images:
+        shown = itertools.chain.from_iterable(
+            splits["test"].image_id for splits in predictions.values()
+        )
+        images = find_images(options.images, sorted(set(shown)))
     write_report(
         options.output,
         models={
@@ -164,20 +169,22 @@ def _run(options: argparse.Namespace) -> None:
     print("This is not a diagnosis.")
 
 
+@guarded
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 done, 2 refused.
 
     Args:
         arguments: the words after the program's name; those of the process when None.
     """
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    _run(_parse(sys.argv[1:] if arguments is None else arguments))
     return 0
 
 
+def command() -> int:
+    """Run the command line of this process and return its exit status."""
+    prepare_process()
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import write_text
 from mela_jax.errors import UserError
 from mela_jax.evaluation.compare import compare
 from mela_jax.evaluation.measure import Settings
@@ -99,8 +99,8 @@ def write_report(
     folder = Path(directory)
     # allow_nan=False: NaN is not JSON, and no figure may be one.
     content = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / "report.html", page.encode("utf-8"))
-    write_atomically(folder / "metrics.json", (content + "\n").encode("utf-8"))
+    write_text(folder / "report.html", page)
+    write_text(folder / "metrics.json", content + "\n")
     return metrics
 
 

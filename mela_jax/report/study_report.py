@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mela_jax.atomic import write_atomically
+from mela_jax.atomic import write_atomically, write_text
 from mela_jax.evaluation.study_figures import TESTED
 from mela_jax.report import study_words as words
 from mela_jax.report.page import Plot, make_environment
@@ -36,10 +36,10 @@ def write_study_report(folder: Path, results: Mapping[str, Any]) -> Path:
             write_atomically(folder / f"{name}.png", plot.png)
     for suffix in ("md", "html"):
         text = _render(results, plots, suffix)
-        write_atomically(folder / f"report.{suffix}", text.encode("utf-8"))
+        write_text(folder / f"report.{suffix}", text)
     # allow_nan=False: NaN is not JSON, and no figure may be one.
     content = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / "results.json", (content + "\n").encode("utf-8"))
+    write_text(folder / "results.json", content + "\n")
     return folder / "report.html"
 
 

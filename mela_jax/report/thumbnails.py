@@ -6,36 +6,45 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from mela_jax.data.image_io import (
+    MASK_FILES,
+    MASK_FOLDERS,
+    BadImageError,
+    list_pictures,
+    read_image,
+)
 from mela_jax.errors import UserError
 from mela_jax.evaluation.subgroups import UNKNOWN
 from mela_jax.report.page import Thumbnail, diagnosis_name
+from mela_jax.vocabulary import PictureNames
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Side of a thumbnail in pixels.
 SIDE = 160
 # False alarms shown; missed melanomas are all shown.
 MAX_ALARMS = 24
 
 
-def find_images(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Return name without extension -> path of every image below a folder.
+def find_images(
+    folder: str | os.PathLike[str], image_ids: Sequence[str]
+) -> dict[str, str]:
+    """Return image_id -> path of those images that are below a folder.
 
     Raises:
-        UserError: there is no such folder, or no image in it.
+        UserError: there is no such folder, no image in it, or two that could be meant.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"--images={folder}: there is no such folder")
-    found = {
-        path.stem: path
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in EXTENSIONS
-    }
-    if not found:
+    found = list_pictures(root, skip_folders=MASK_FOLDERS, skip_files=MASK_FILES)
+    if not found.pictures:
         raise UserError(f"--images={folder}: there are no images in it")
-    return found
+    names = PictureNames(found.pictures)
+    numbers = {image_id: names.find(image_id) for image_id in image_ids}
+    return {
+        image_id: found.pictures[k] for image_id, k in numbers.items() if k is not None
+    }
 
 
 def thumbnails(
@@ -72,10 +81,8 @@ def _jpeg(path: Any) -> bytes | None:
     if path is None:
         return None
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            small = ImageOps.fit(upright, (SIDE, SIDE))
-    except (OSError, UnidentifiedImageError, ValueError):
+        small = ImageOps.fit(Image.fromarray(read_image(path)), (SIDE, SIDE))
+    except BadImageError:
         # The report is not to fail for a picture; the sheet says "no image".
         return None
     buffer = io.BytesIO()

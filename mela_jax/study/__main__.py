@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import config_flags
 
-from mela_jax.config import expand_user, unknown_field
-from mela_jax.errors import Stopped, UserError
+from mela_jax.command import guarded, prepare_process
+from mela_jax.config import expand_user, find_file, unknown_field
+from mela_jax.errors import UserError
 from mela_jax.quiet import set_up_logging
 from mela_jax.study.spec import Study, check_study, load_study
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     # Not as it starts: a mistyped flag is answered at once.
     from mela_jax.evaluation.study_runs import Run
 
-_STUDY = flags.DEFINE_string("study", None, "Study, a file of configs/studies/.")
+_STUDY = flags.DEFINE_string(
+    "study", None, "Study: a file, or the name of one of configs/studies/."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study.")
 _TRIALS = flags.DEFINE_integer(
     "trials", None, "For tuning: settings to try, over all workers.", lower_bound=1
@@ -44,8 +47,9 @@ _HEARTBEAT = flags.DEFINE_integer(
 )
 
 
+@guarded
 def main(argv: list[str]) -> int:
-    """Run and return the exit status: 0 done, 1 some failed, 2 refused, 143 stopped."""
+    """Run and return the exit status: 0 done, 1 some failed; others as `guarded`."""
     if {"-h", "--help"} & set(argv[1:]):
         # Run as a program, a module registers its flags under the program's name.
         name = sys.argv[0] if __name__ == "__main__" else __name__
@@ -56,31 +60,28 @@ def main(argv: list[str]) -> int:
         )
         return 0
     # Told to stop, it stops as after Ctrl-C, also between two steps of training.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        study = _parse(argv)
-        workdir = expand_user(_WORKDIR.value or "")
-        set_up_logging()
-        from mela_jax.study import session
+    signal.signal(signal.SIGTERM, _interrupt)
+    study = _parse(argv)
+    workdir = expand_user(_WORKDIR.value or "")
+    set_up_logging()
+    from mela_jax.study import session
 
-        if study is None:
-            print(session.report(workdir, storage=_STORAGE.value))
-            return 0
-        runs = session.run(
-            study,
-            workdir,
-            storage=_STORAGE.value,
-            heartbeat=_HEARTBEAT.value,
-            retry_failed=_RETRY.value,
-        )
-    except (Stopped, KeyboardInterrupt) as stopped:
-        print(str(stopped) or "stopped; the same command goes on", file=sys.stderr)
-        return 143
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if study is None:
+        print(session.report(workdir, storage=_STORAGE.value))
+        return 0
+    runs = session.run(
+        study,
+        workdir,
+        storage=_STORAGE.value,
+        heartbeat=_HEARTBEAT.value,
+        retry_failed=_RETRY.value,
+    )
     print(_summary(runs, workdir))
     return 1 if any(run.state == "failed" for run in runs) else 0
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt(signum)
 
 
 def _parse(argv: list[str]) -> Study | None:
@@ -93,7 +94,7 @@ def _parse(argv: list[str]) -> Study | None:
         if not _REPORT.value:
             if not _STUDY.value:
                 raise UserError("--study is missing: give a file of configs/studies/")
-            study = load_study(expand_user(_STUDY.value))
+            study = load_study(expand_user(find_file(_STUDY.value, "configs/studies")))
             base = study.base.copy_and_resolve_references()
             config = config_flags.DEFINE_config_dict(
                 "config", base, "Base configuration.", lock_config=True
@@ -137,10 +138,9 @@ def _summary(runs: list["Run"], workdir: Path) -> str:
 def command() -> int:
     """Run the command line of this process and return its exit status."""
     from mela_jax.memory import use_huge_pages
-    from mela_jax.quiet import hide_chatter
 
     use_huge_pages()
-    hide_chatter()
+    prepare_process()
     return main(sys.argv)
 
 

@@ -49,7 +49,8 @@ def locate(storage: str, workdir: Path) -> tuple[URL, str]:
             "--storage: is no database URL; give one like"
             " postgresql+psycopg://user@host/database"
         ) from error
-    if url.drivername == "postgresql":
+    # Both are what servers and hosts hand out.
+    if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg")
     return url, _without_password(url)
 

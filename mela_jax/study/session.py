@@ -13,7 +13,7 @@ import optuna
 from absl import logging
 
 from mela_jax import parallel, run_record
-from mela_jax.atomic import hold_lock, write_atomically
+from mela_jax.atomic import hold_lock, write_text
 from mela_jax.config import differences, expand_user
 from mela_jax.errors import UserError
 from mela_jax.evaluation.study_runs import Run
@@ -162,7 +162,7 @@ def _claim(study: Study, workdir: Path, *, storage: str) -> str:
             "provenance": made,
         }
         text = json.dumps(content, indent=2) + "\n"
-        write_atomically(workdir / "study.json", text.encode())
+        write_text(workdir / "study.json", text)
         return study_id
     known, other = _read(workdir)
     changed = differences(

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import FrozenTrial, TrialState
 
-from mela_jax.atomic import hold_lock, write_atomically
+from mela_jax.atomic import hold_lock, write_text
 from mela_jax.errors import Stopped, UserError
 from mela_jax.evaluation.study_runs import Run
 from mela_jax.run_record import WorkdirInUse
@@ -223,7 +223,7 @@ class Worker:
             if not isinstance(error, UserError):
                 message = f"{type(error).__name__}: {message}"
                 text = traceback.format_exc()
-                write_atomically(run.workdir / "error.txt", text.encode())
+                write_text(run.workdir / "error.txt", text)
             trial.set_user_attr(ERROR, message)
             logging.error("%s: failed: %s", key, message)
             return math.nan
@@ -281,7 +281,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
     def interrupt(signum: int, frame: object) -> None:
         nonlocal interrupted
         interrupted = True
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(signum)
 
     handlers = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
