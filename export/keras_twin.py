@@ -8,7 +8,6 @@ Usage::
 The weights are random: this file is timed, never believed.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from mela_jax.atomic import write_atomically
-from mela_jax.command import guarded, positive, prepare_process
+from mela_jax.command import Parser, guarded, positive, prepare_process
 from mela_jax.errors import UserError
 
 
@@ -56,7 +55,7 @@ def convert_twin(network: str, *, image_size: int) -> bytes:
 @guarded
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m export.keras_twin")
+    parser = Parser(prog="python -m export.keras_twin")
     parser.add_argument("--network", required=True)
     parser.add_argument("--image_size", type=positive, required=True)
     parser.add_argument("--output", required=True, metavar="FILE.tflite")

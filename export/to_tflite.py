@@ -20,7 +20,7 @@ from pathlib import Path
 # Before TensorFlow is imported: its notices say nothing to a user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from mela_jax.command import guarded, number, positive, prepare_process
+from mela_jax.command import Parser, guarded, number, positive, prepare_process
 from mela_jax.errors import UserError
 from mela_jax.tflite import INPUT_DTYPES
 
@@ -32,16 +32,15 @@ _EPILOG = (
 )
 
 
-_loss = number(float, "number from 0 to 1", lambda value: 0 <= value <= 1)
+_loss = number(float, "number from 0 up", lambda value: value >= 0)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m export.to_tflite",
         description="Export a trained model to .tflite files and choose and measure "
         "the operating point of each.",
         epilog=_EPILOG,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--workdir", required=True, help="folder of a finished mela_jax.main run")

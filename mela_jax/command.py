@@ -1,5 +1,7 @@
 """What every command does around its work: streams, errors, exit status."""
 
+import argparse
+import contextlib
 import functools
 import os
 import pwd
@@ -7,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from mela_jax.errors import Stopped, UserError
 from mela_jax.quiet import hide_chatter
@@ -70,6 +72,25 @@ def _has_home() -> bool:
         return False
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, as those of a command are."""
+
+    def __init__(self, **options: Any):
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line.
+
+        Raises:
+          UserError: always.
+        """
+        raise UserError(f"{message}; see --help")
+
+
 def number(kind: type, what: str, is_valid: Callable[[Any], bool]) -> Callable:
     """Return a parser for argparse of a number that must be valid.
 
@@ -80,12 +101,11 @@ def number(kind: type, what: str, is_valid: Callable[[Any], bool]) -> Callable:
     """
 
     def parse(text: str) -> Any:
-        if not is_valid(value := kind(text)):
-            raise ValueError
-        return value
+        with contextlib.suppress(ValueError):
+            if is_valid(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what}")
 
-    # argparse says "invalid whole number above 0 value", taking what from here.
-    parse.__name__ = what
     return parse
 
 

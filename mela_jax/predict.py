@@ -27,7 +27,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from mela_jax.atomic import write_text
-from mela_jax.command import REFUSED, guarded, number, positive, prepare_process
+from mela_jax.command import REFUSED, Parser, guarded, number, positive, prepare_process
 from mela_jax.data.image_io import (
     CROPS,
     EXTENSIONS,
@@ -79,7 +79,7 @@ def find_images(sources: Sequence[str]) -> list[str]:
         images = [path]
         if os.path.isdir(path):
             images, others = list_pictures(path)
-            if others:
+            if images and others:
                 _complain(
                     f"passed over {len(others)} files that are no pictures in {path}"
                     f" ({first_of(os.path.relpath(other, path) for other in others)})"
@@ -200,13 +200,11 @@ def check_output(path: str, *, images: Sequence[str]) -> None:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; exits with status 2 where it is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mela_jax.predict",
         description="Score images of moles with a trained model: P(melanoma) and the "
         "decision at its operating point, as a CSV image,score,threshold,decision.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(
@@ -258,7 +256,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _shown(text: str) -> str:
-    """Return text on one line, odd file names included."""
+    """Return text that any terminal can print on one line, odd file names included."""
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text.replace("\n", "\\n").replace("\r", "\\r")
 
 

@@ -394,5 +394,5 @@ def test_interruption_is_one_line(tmp_path, scorer, capsys):
     image = save(tmp_path / "a.png", 9)
     status = run("--model=m", f"--images={image}", f"--output={tmp_path}/s.csv")
     assert status == 130
-    assert capsys.readouterr().err == "predict: interrupted; nothing was written\n"
+    assert capsys.readouterr().err == "interrupted; the same command starts again\n"
     assert os.listdir(tmp_path) == ["a.png"]

@@ -10,7 +10,6 @@ Two ratios of medians: the float32 file over Keras's own, converted by TFLiteCon
 The exit status is 1 where one of them is missed.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mela_jax.atomic import write_text
-from mela_jax.command import guarded, positive, prepare_process
+from mela_jax.command import Parser, guarded, positive, prepare_process
 from mela_jax.errors import UserError
 from mela_jax.tflite import read_metadata, read_model_file
 from tflite_bench import timing
@@ -92,9 +91,7 @@ def _keras_twin(network: str, *, image_size: int) -> bytes:
 @guarded
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0: both ratios hold, 1: one does not, 2: refused."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tflite_bench.compare_keras", allow_abbrev=False
-    )
+    parser = Parser(prog="python -m tflite_bench.compare_keras")
     parser.add_argument("--export", required=True, metavar="DIR", type=Path)
     parser.add_argument("--model", default="student")
     parser.add_argument("--num_threads", type=positive, default=1)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mela_jax.atomic import write_atomically, write_text
-from mela_jax.command import guarded, positive, prepare_process
+from mela_jax.command import Parser, guarded, positive, prepare_process
 from mela_jax.tflite import read_metadata, read_model_file
 from tflite_bench import timing
 from tflite_bench.graph import read_graph
@@ -159,11 +159,10 @@ def _share(graph: Mapping[str, Any]) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m tflite_bench.host",
         description="Time .tflite files on this machine.",
         epilog="exit status: 0 done, 2 refused with one line",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--models", nargs="+", required=True, metavar="FILE", help=".tflite files")

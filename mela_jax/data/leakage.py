@@ -11,7 +11,6 @@ two folders is one place, since a model may learn from both. Exit status: 0 noth
 found, 1 leaks found, 2 the audit could not be made.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from mela_jax.atomic import write_text
-from mela_jax.command import REFUSED, guarded, number, prepare_process
+from mela_jax.command import REFUSED, Parser, guarded, number, prepare_process
 from mela_jax.data import image_io
 from mela_jax.errors import UserError
 from mela_jax.tables import read_table
@@ -388,11 +387,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after the program's name; those of the process when None.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mela_jax.data.leakage",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="image folders")
     parser.add_argument(

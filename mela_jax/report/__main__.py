@@ -19,7 +19,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mela_jax.command import fraction, guarded, not_negative, number, prepare_process
+from mela_jax.command import (
+    Parser,
+    fraction,
+    guarded,
+    not_negative,
+    number,
+    prepare_process,
+)
 from mela_jax.errors import UserError
 from mela_jax.evaluation.isic import read_scores
 from mela_jax.evaluation.measure import CALIBRATIONS, Settings, evaluate_model
@@ -36,11 +43,9 @@ _replicates = number(int, "whole number from 100 up", lambda value: value >= 100
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; exits with status 2 where it is wrong."""
     defaults = Settings()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mela_jax.report",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

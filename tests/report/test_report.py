@@ -319,9 +319,10 @@ def test_the_command_line_compares_two_models(
     ("words", "message"),
     [
         (["--policy=guaranteed", "--target=0.99"], "too few to guarantee"),
-        (["--target=2"], "target sensitivity 2"),
+        (["--target=2"], "--target: '2' is not a number between 0 and 1"),
         (["--prevalences=0.1,x"], "--prevalences=0.1,x"),
-        (["--bootstrap=1"], "--bootstrap=1: give 100 or more"),
+        (["--bootstrap=1"], "'1' is not a whole number from 100 up"),
+        (["--seed=-1"], "--seed: '-1' is not"),
         (["--prevalences=0"], "prevalence 0"),
         (["--metadata=absent.csv"], "absent.csv"),
         (["--images=absent"], "no such folder"),
