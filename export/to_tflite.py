@@ -12,6 +12,7 @@ report of the run, WORKDIR/report/report.html, shows them too.
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ _EPILOG = (
 )
 
 
-_loss = number(float, "number from 0 up", lambda value: value >= 0)
+_loss = number(float, "finite number", math.isfinite)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -304,7 +304,7 @@ def test_wrong_flags_are_refused_before_tensorflow_is_imported(
         ("student/model.json", {"image_size": 64}, "image_size 64, .* 32"),
         ("config.json", "{", "config.json: is missing or damaged"),
         ("config.json", {"data": {"fingerprint": "0"}}, "not the .* --data_dir"),
-        ("predictions/student_val.csv", (",0,", ",1,"), "holds other images"),
+        ("predictions/student_val.csv", (",0,", ",1,"), "contradict each other"),
         ("predictions/student_val.csv", ("\n", "\nx,y,1,0.5\n"), "other images"),
         ("student/calibration.json", {"threshold": 0.5}, "fitted .* threshold 0.5"),
     ],
