@@ -1,12 +1,8 @@
 """Batches for training and evaluation, the same on every machine and after a restart.
 
-A batch is a pure function of its number: `make_train_fetch` and its like return that
-function, and `stream` runs it ahead of the step that computes, as a `tf.data` pipeline
-over the numbers. So nothing depends on which thread is first, and any step can be the
-first without those before it.
-
-TensorFlow takes seconds to import, and is when the first batch is asked for: see
-`mela_jax.lazy_tensorflow`.
+A batch is a pure function of its number, which `stream` calls ahead of the step that
+computes: nothing depends on which thread is first, and any step can be the first.
+TensorFlow is imported when the first batch is asked for: see `lazy_tensorflow`.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -37,23 +33,7 @@ def make_train_batches(
     num_steps: int,
     **options: Any,
 ) -> Generator[Batch]:
-    """Make the training batches of steps `start_step` to `num_steps - 1`.
-
-    Args:
-      images: as `make_train_fetch` takes them, like `labels`, `indices` and `views`.
-      labels: int[N].
-      indices: int[n].
-      views: which views.
-      start_step: the first step wanted; 0 at the start of training.
-      num_steps: the length of the whole training: the first step not wanted.
-      **options: the other arguments of `make_train_fetch`.
-
-    Returns:
-      Iterator over the batches of `make_train_fetch`, as `stream`.
-
-    Raises:
-      UserError: as `make_train_fetch`.
-    """
+    """Stream the batches of `make_train_fetch` from `start_step` to `num_steps - 1`."""
     fetch = make_train_fetch(images, labels, indices, views=views, **options)
     dtypes = _dtypes(views, label=np.int32)
     return stream(fetch, dtypes=dtypes, start=start_step, stop=num_steps)
@@ -151,49 +131,28 @@ def make_view_batches(
 ) -> Generator[Batch]:
     """Make batches that hold one view of every row of `indices` once, in order.
 
-    It is the view that training shows under that number. The last batch is filled up
-    with the first row; `mask` tells.
-
-    Args:
-      images: uint8[N, S, S, 3], RGB; may be mapped from the disk.
-      indices: int[n], the rows.
-      view: number of the view, from 0.
-      views: those of the training.
-      image_size: side s of the images in a batch.
-      batch_size: images in a batch, over all processes.
-      seed: that of the training.
-      process_index: which process this is.
-      process_count: how many share a batch, each taking its rows as in training.
-
-    Returns:
-      Iterator as `stream` over dicts as those of `make_train_fetch`, with one row for
-      each image, and with mask float32[b], 1 for an image, 0 for filling, in place of
-      the label.
+    It is the view that training with the same arguments shows under that number, from
+    0. A batch is as of `make_train_fetch`, with one row for each image, and with the
+    mask of `make_eval_batches` in place of the label.
 
     Raises:
       UserError: no images, or a batch size that does not divide among the processes.
     """
-    rows_of, num_batches = make_sweep(
+
+    def show(rows: np.ndarray) -> Batch:
+        view_of_row = np.full(len(rows), view)
+        return _show(
+            images, rows, view_of_row, views=views, image_size=image_size, seed=seed
+        )
+
+    return _sweep(
+        show,
         indices,
+        dtypes=_dtypes(views),
         batch_size=batch_size,
         process_index=process_index,
         process_count=process_count,
     )
-
-    def fetch(number: int) -> Batch:
-        rows, mask = rows_of(number)
-        batch = _show(
-            images,
-            rows,
-            np.full(len(rows), view),
-            views=views,
-            image_size=image_size,
-            seed=seed,
-        )
-        return {**batch, "mask": mask}
-
-    dtypes = _dtypes(views, mask=np.float32)
-    return stream(fetch, dtypes=dtypes, start=0, stop=num_batches)
 
 
 def make_eval_batches(
@@ -208,16 +167,8 @@ def make_eval_batches(
 ) -> Generator[Batch]:
     """Make batches that hold every row of `indices` once, in order, unaugmented.
 
-    The last batch is filled up with the first row; `mask` tells.
-
-    Args:
-      images: uint8[N, s, s, 3], RGB; may be mapped from the disk.
-      labels: int[N].
-      indices: int[n], the rows to evaluate.
-      image_size: side s; images are not resized here.
-      batch_size: images in a batch, over all processes.
-      process_index: which process this is.
-      process_count: how many share a batch, each taking its rows as in training.
+    The last batch is filled up with the first row. Images are not resized here; the
+    arguments are otherwise those of `make_train_fetch`.
 
     Returns:
       Iterator as `stream` over dicts: image float32[b, s, s, 3], RGB in [0, 255]; label
@@ -232,29 +183,49 @@ def make_eval_batches(
         raise UserError(
             f"images of {images.shape[1]} pixels cannot be evaluated at {image_size}"
         )
-    rows_of, num_batches = make_sweep(
+    labels = np.asarray(labels, np.int32)
+
+    def show(rows: np.ndarray) -> Batch:
+        return {
+            "image": _copy(images, rows, np.float32),
+            "label": labels[rows],
+            "index": rows.astype(np.int32),
+        }
+
+    return _sweep(
+        show,
         indices,
+        dtypes={"image": np.float32, "label": np.int32, "index": np.int32},
         batch_size=batch_size,
         process_index=process_index,
         process_count=process_count,
     )
-    labels = np.asarray(labels, np.int32)
+
+
+def _sweep(
+    show: Callable[[np.ndarray], Batch],
+    indices: np.ndarray,
+    *,
+    dtypes: Mapping[str, DTypeLike],
+    **sharing: int,
+) -> Generator[Batch]:
+    """Stream batches of all rows in order, each with its mask, as `make_sweep`."""
+    rows_of, num_batches = make_sweep(indices, **sharing)
 
     def fetch(number: int) -> Batch:
         rows, mask = rows_of(number)
-        pixels = aligned_empty((len(rows), *images.shape[1:]), np.float32)
-        for row, picture in zip(rows, pixels, strict=True):
-            picture[:] = images[row]
-        return {
-            "image": pixels,
-            "label": labels[rows],
-            "index": rows.astype(np.int32),
-            "mask": mask,
-        }
+        return {**show(rows), "mask": mask}
 
-    dtypes: dict[str, DTypeLike] = {"image": np.float32, "mask": np.float32}
-    dtypes |= {"label": np.int32, "index": np.int32}
+    dtypes = {**dtypes, "mask": np.float32}
     return stream(fetch, dtypes=dtypes, start=0, stop=num_batches)
+
+
+def _copy(images: np.ndarray, rows: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+    """Return the images of rows int[b], in aligned memory."""
+    pixels = aligned_empty((len(rows), *images.shape[1:]), dtype)
+    for row, picture in zip(rows, pixels, strict=True):
+        picture[:] = images[row]
+    return pixels
 
 
 def _show(
@@ -279,9 +250,7 @@ def _show(
     )
     batch = {"index": index.astype(np.int32), "view": view.astype(np.int32)}
     if views.on_device:
-        pictures = aligned_empty((len(rows), *images.shape[1:]), np.uint8)
-        for row, picture in zip(rows, pictures, strict=True):
-            picture[:] = images[row]
+        pictures = _copy(images, rows, np.uint8)
         return batch | {"image": pictures, "transform": transforms, "colour": colours}
     rendered = augment_batch(
         (images[row] for row in rows), transforms, colours, size=image_size
@@ -301,20 +270,9 @@ def stream(
 ) -> Generator[Batch]:
     """Yield the batches of `start` to `stop - 1` in order, fetched ahead by tf.data.
 
-    Two threads fetch and one batch waits. Ending or closing the iterator ends the
-    threads.
-
-    Args:
-      fetch: a pure function; two threads call it at a time.
-      dtypes: what the batch holds, key -> dtype.
-      start: number of the first batch.
-      stop: number of the first batch not wanted.
-
-    Yields:
-      The batches; arrays are not to be written to.
-
-    Raises:
-      Exception: what `fetch` raised, when its batch is next.
+    Two threads call `fetch`, a pure function, and one batch waits. Ending or closing
+    the iterator ends the threads. What `fetch` raises is raised when its batch is next.
+    The arrays, of the `dtypes` of each key, are not to be written to.
     """
     tf = lazy_tensorflow.import_tensorflow()
     # TensorFlow never lets go of a function that it may call. All that it keeps of this

@@ -1,24 +1,16 @@
 """Made-up dermoscopy lesions, for a machine without data. No figure from them is real.
 
-A phantom has a skin tone, hairs, vignetting, an outline, and pigment in one or several
-colours. Three properties in [0, 1] decide its label, after the ABC of dermoscopy:
-asymmetry, border irregularity and number of colours (Nachbar et al.: The ABCD rule of
-dermatoscopy. J Am Acad Dermatol 30 (1994)). Size, darkness, hairs, skin and light
-say nothing about it. A random part of the decision that no picture shows keeps the
-classes overlapping. What is no melanoma has one of three diagnoses, by the property
-that is its largest.
-
-A lesion depends on the seed and its own number alone, not on how many are drawn.
+Asymmetry, border irregularity and number of colours decide the label (Nachbar et al.:
+The ABCD rule of dermatoscopy. J Am Acad Dermatol 30 (1994)), with some noise that no
+picture shows. A lesion depends on the seed and its own number alone.
 """
 
 import csv
 import io
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -67,12 +59,8 @@ _EXTRA_COLOURS = np.array(
 class Lesion:
     """What is decided of a made-up lesion before it is drawn.
 
-    Attributes:
-      label: 1 for melanoma.
-      asymmetry: in [0, 1].
-      border: irregularity of the outline, in [0, 1].
-      colours: how much other colours than brown there are, in [0, 1].
-      num_images: 1 or 2.
+    `label` is 1 for melanoma. `asymmetry`, `border` (irregularity of the outline) and
+    `colours` (how much other than brown there is) are in [0, 1].
     """
 
     label: int
@@ -90,20 +78,10 @@ class Lesion:
 
 
 def make_lesion(*, seed: int, index: int) -> Lesion:
-    """Decide the properties of lesion number `index`, of which one in four is positive.
-
-    Args:
-      seed: not negative.
-      index: number of the lesion, from 0.
-
-    Returns:
-      The lesion.
-    """
-    block = np.random.default_rng(
-        np.random.SeedSequence(seed, spawn_key=(0, index // _BLOCK))
-    )
+    """Decide the properties of lesion `index`, from 0: one in four is positive."""
+    block = _stream(seed, 0, index // _BLOCK)
     label = int(block.integers(_BLOCK) == index % _BLOCK)
-    rng = _lesion_rng(seed=seed, index=index)
+    rng = _stream(seed, 1, index)
     # Drawn until the label is the wanted one: the properties cause the label, and the
     # prevalence is exact nevertheless.
     while True:
@@ -114,39 +92,23 @@ def make_lesion(*, seed: int, index: int) -> Lesion:
         mean = (asymmetry + border + colours) / 3
         if int(mean + rng.normal(0.0, _LABEL_NOISE) > _BOUNDARY) == label:
             break
-    return Lesion(
-        label=label,
-        asymmetry=float(asymmetry),
-        border=float(border),
-        colours=float(colours),
-        num_images=1 + int(rng.random() < _TWO_IMAGES),
-    )
+    num_images = 1 + int(rng.random() < _TWO_IMAGES)
+    return Lesion(label, float(asymmetry), float(border), float(colours), num_images)
 
 
 def draw_lesion(*, seed: int, index: int, view: int, size: int) -> np.ndarray:
-    """Draw one image of lesion number `index`.
+    """Draw view `view` of lesion `index`, both from 0, as RGB uint8[size, size, 3].
 
-    Two views of a lesion differ in rotation, position, scale, light and hairs.
-
-    Args:
-      seed: not negative.
-      index: number of the lesion, from 0.
-      view: number of the image of this lesion, from 0.
-      size: side of the picture in pixels.
-
-    Returns:
-      uint8[size, size, 3], RGB in [0, 255].
+    Views of a lesion differ in rotation, position, scale, light and hairs.
     """
     lesion = make_lesion(seed=seed, index=index)
-    # The first stream drew the properties; these draw the looks.
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2, index)))
-    view_rng = np.random.default_rng(
-        np.random.SeedSequence(seed, spawn_key=(3, index, view))
-    )
+    rng, view_rng = _stream(seed, 2, index), _stream(seed, 3, index, view)
     axis = (np.arange(size) + 0.5) / size * 2 - 1
     frame_x, frame_y = np.meshgrid(axis, axis)  # picture coordinates, in [-1, 1]
-    x, y = _lesion_coordinates(view_rng, frame_x, frame_y)
-
+    turn, scale = view_rng.uniform(0, 2 * np.pi), view_rng.uniform(0.92, 1.08)
+    dx, dy = view_rng.uniform(-0.12, 0.12, size=2)
+    # And those of the lesion.
+    x, y = _turned((frame_x - dx) / scale, (frame_y - dy) / scale, turn)
     picture = _skin(rng, x, y)
     distance, angle, outline = _shape(rng, lesion, x, y)
     # A soft margin at one place, an abrupt one at another.
@@ -174,12 +136,6 @@ def write_phantom(
     so a folder with a table is complete and is left as it is. A table from before there
     were diagnoses is written anew, with them; its pictures stay.
 
-    Args:
-      directory: created where it is missing; else empty or from an earlier call.
-      num_lesions: how many; some have two images.
-      seed: which lesions.
-      size: side of the pictures in pixels.
-
     Raises:
       UserError: a number out of range, or the folder holds something else, or the disk
         is full.
@@ -190,41 +146,24 @@ def write_phantom(
             f"{seed}; at least 1, 16 and 0 are needed"
         )
     root = Path(directory).expanduser()
-    wanted = {
-        "made_up": True,
-        "version": VERSION,
-        "num_lesions": num_lesions,
-        "seed": seed,
-        "size": size,
-    }
-    marker = root / "phantom.json"
-    if marker.exists():
-        _check_marker(marker, wanted)
-    elif root.exists() and not root.is_dir():
-        raise UserError(f"{root} is a file; name a folder for the made-up lesions")
-    elif root.is_dir() and any(
-        # Left by a call that was killed at its very start.
-        p.name != "README.txt" and not p.name.startswith((".README", ".phantom"))
-        for p in root.iterdir()
-    ):
-        raise UserError(
-            f"{root} holds other files; name an empty folder for the made-up lesions"
-        )
+    _claim(root, num_lesions=num_lesions, seed=seed, size=size)
     labels = root / "labels.csv"
     if labels.exists() and b"dx" in labels.read_bytes().partition(b"\n")[0]:
         return
-    write_text(root / "README.txt", README)
-    write_text(marker, json.dumps(wanted, indent=2) + "\n")
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("path", "label", "group", "dx"))
-    for image in _images(num_lesions=num_lesions, seed=seed):
-        writer.writerow((image.name, image.lesion.label, image.group, image.lesion.dx))
-        if not (root / image.name).exists():
-            picture = draw_lesion(
-                seed=seed, index=image.number, view=image.view, size=size
-            )
-            _write_png(root / image.name, picture)
+    for index in range(num_lesions):
+        lesion = make_lesion(seed=seed, index=index)
+        for view in range(lesion.num_images):
+            group = f"phantom_{index:05d}"
+            path = root / f"{group}_{view}.png"
+            writer.writerow((path.name, lesion.label, group, lesion.dx))
+            if not path.exists():
+                picture = draw_lesion(seed=seed, index=index, view=view, size=size)
+                content = io.BytesIO()
+                Image.fromarray(picture).save(content, "PNG", compress_level=3)
+                write_atomically(path, content.getvalue())
     write_text(labels, table.getvalue())
 
 
@@ -243,51 +182,47 @@ def read_phantom(directory: str | os.PathLike[str]) -> list[Record]:
     return read_user_csv(root)
 
 
-class _Image(NamedTuple):
-    """One image: its lesion, that lesion's number, and which view of it this is."""
-
-    lesion: Lesion
-    number: int
-    view: int
-
-    @property
-    def group(self) -> str:
-        return f"phantom_{self.number:05d}"
-
-    @property
-    def name(self) -> str:
-        return f"{self.group}_{self.view}.png"
-
-
-def _images(*, num_lesions: int, seed: int) -> Iterator[_Image]:
-    for index in range(num_lesions):
-        lesion = make_lesion(seed=seed, index=index)
-        for view in range(lesion.num_images):
-            yield _Image(lesion, index, view)
-
-
-def _check_marker(marker: Path, wanted: dict[str, Any]) -> None:
-    try:
-        found = json.loads(marker.read_text())
-    except (OSError, ValueError) as error:
+def _claim(root: Path, **wanted: int) -> None:
+    """Mark a new folder as one of these lesions, or refuse one that is not."""
+    marker = root / "phantom.json"
+    content = {"made_up": True, "version": VERSION, **wanted}
+    if marker.exists():
+        try:
+            found = json.loads(marker.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot read {marker}: {error}; delete the folder to have it drawn"
+                " anew"
+            ) from error
+        if found != content:
+            raise UserError(
+                f"{root} holds other made-up lesions ({json.dumps(found)}, wanted "
+                f"{json.dumps(content)}); delete it or name another folder"
+            )
+        return
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file; name a folder for the made-up lesions")
+    # What a call that was killed at its very start left is no other file.
+    if root.is_dir() and any(
+        p.name != "README.txt" and not p.name.startswith((".README", ".phantom"))
+        for p in root.iterdir()
+    ):
         raise UserError(
-            f"cannot read {marker}: {error}; delete the folder to have it drawn anew"
-        ) from error
-    if found != wanted:
-        raise UserError(
-            f"{marker.parent} holds other made-up lesions ({json.dumps(found)}, wanted "
-            f"{json.dumps(wanted)}); delete it or name another folder"
+            f"{root} holds other files; name an empty folder for the made-up lesions"
         )
+    write_atomically(root / "README.txt", README.encode())
+    write_atomically(marker, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _write_png(path: Path, picture: np.ndarray) -> None:
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "PNG", compress_level=3)
-    write_atomically(path, content.getvalue())
+def _stream(seed: int, *key: int) -> np.random.Generator:
+    """Return the random numbers of one purpose (0 to 3) of one lesion."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def _lesion_rng(*, seed: int, index: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, index)))
+def _turned(x: np.ndarray, y: np.ndarray, turn: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the coordinates in axes turned by an angle in radians."""
+    cos, sin = np.cos(turn), np.sin(turn)
+    return cos * x + sin * y, cos * y - sin * x
 
 
 def _step(x: np.ndarray) -> np.ndarray:
@@ -298,10 +233,7 @@ def _step(x: np.ndarray) -> np.ndarray:
 def _field(
     rng: np.random.Generator, x: np.ndarray, y: np.ndarray, *, frequency: float
 ) -> np.ndarray:
-    """Return a random smooth field, mean 0 and deviation 1: a sum of plane waves.
-
-    It is a function of the coordinates, so that it turns with the lesion.
-    """
+    """Return a random smooth field, mean 0 and deviation 1, that turns with (x, y)."""
     total = np.zeros_like(x)
     num_waves = 5
     for _ in range(num_waves):
@@ -309,19 +241,6 @@ def _field(
         k = frequency * rng.uniform(0.5, 1.5)
         total += np.cos(k * (np.cos(direction) * x + np.sin(direction) * y) + phase)
     return total * np.sqrt(2 / num_waves)
-
-
-def _lesion_coordinates(
-    rng: np.random.Generator, x: np.ndarray, y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    turn = rng.uniform(0, 2 * np.pi)
-    scale = rng.uniform(0.92, 1.08)
-    dx, dy = rng.uniform(-0.12, 0.12, size=2)
-    x, y = (x - dx) / scale, (y - dy) / scale
-    return (
-        np.cos(turn) * x + np.sin(turn) * y,
-        np.cos(turn) * y - np.sin(turn) * x,
-    )
 
 
 def _skin(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -387,9 +306,7 @@ def _draw_hair(
     rng: np.random.Generator, picture: np.ndarray, x: np.ndarray, y: np.ndarray
 ) -> None:
     """Draw a dark arc across the picture, in place."""
-    turn = rng.uniform(0, np.pi)
-    u = np.cos(turn) * x + np.sin(turn) * y
-    v = np.cos(turn) * y - np.sin(turn) * x
+    u, v = _turned(x, y, rng.uniform(0, np.pi))
     offset, slope, bend = rng.uniform(-0.9, 0.9), *rng.normal(0.0, 0.2, size=2)
     start = rng.uniform(-1.6, 0.4)
     end = start + rng.uniform(0.6, 2.4)

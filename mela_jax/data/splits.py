@@ -9,9 +9,12 @@ import collections
 import csv
 import hashlib
 import io
+import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from mela_jax.atomic import write_text
 from mela_jax.data.records import Record
@@ -29,12 +32,6 @@ def make_splits(
 
     A lesion counts as positive when any of its images does. Each split gets at least
     one lesion of each class.
-
-    Args:
-      records: images, in any order.
-      val_fraction: share of the images for validation, in (0, 1).
-      test_fraction: share of the images for the test, in (0, 1).
-      seed: which split.
 
     Returns:
       Image id -> split.
@@ -61,11 +58,6 @@ def make_folds(
 ) -> dict[str, int]:
     """Assign every image to one of `num_folds` folds of equal size and prevalence.
 
-    Args:
-      records: images, in any order.
-      num_folds: at least 3, as one fold is the test set, another validation.
-      seed: which partition.
-
     Returns:
       Image id -> fold in [0, num_folds).
 
@@ -83,12 +75,7 @@ def make_folds(
 def splits_of_fold(
     folds: Mapping[str, int], *, fold: int, num_folds: int
 ) -> dict[str, str]:
-    """Make splits of folds: one is the test set, the next validation, the rest train.
-
-    Args:
-      folds: image id -> fold, from `make_folds`.
-      fold: in [0, num_folds).
-      num_folds: as given to `make_folds`.
+    """Make splits of `make_folds`: one is the test set, the next validation.
 
     Returns:
       Image id -> split.
@@ -148,12 +135,8 @@ def apply_splits(
 ) -> dict[str, str]:
     """Carry a split over to another copy of the data, by lesion.
 
-    Args:
-      records: images of the other copy.
-      table: image id -> (lesion id, split), from `read_splits`.
-
     Returns:
-      Image id -> split, for the images in `records`.
+      Image id -> split, for the images in `records`; `table` is of `read_splits`.
 
     Raises:
       UserError: a lesion is not in the table, or is there in two splits, or a split of
@@ -168,11 +151,10 @@ def apply_splits(
             "whole data set"
         )
     splits = {r.image_id: split_of[r.lesion_id] for r in records}
+    present = {(splits[r.image_id], r.label) for r in records}
     for name in SPLITS:
         for label, word in ((1, "melanoma"), (0, "other lesion")):
-            if not any(
-                splits[r.image_id] == name and r.label == label for r in records
-            ):
+            if (name, label) not in present:
                 raise UserError(
                     f"the split {name!r} that was carried over holds no {word} here"
                 )
@@ -221,18 +203,12 @@ def _cut(sizes: Sequence[int], fractions: Sequence[float]) -> list[int]:
     """
     total = sum(sizes)
     ends = [math.fsum(fractions[: i + 1]) * total for i in range(len(fractions) - 1)]
-    middles = []
-    before = 0
-    for size in sizes:
-        middles.append(before + size / 2)
-        before += size
+    after = itertools.accumulate(sizes)
+    middles = [end - size / 2 for end, size in zip(after, sizes, strict=True)]
     bounds = [0]
     for i, end in enumerate(ends):
         bound = sum(middle < end for middle in middles)
         still_to_come = len(fractions) - 1 - i
         bounds.append(min(max(bound, bounds[-1] + 1), len(sizes) - still_to_come))
     bounds.append(len(sizes))
-    parts: list[int] = []
-    for i, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        parts += [i] * (high - low)
-    return parts
+    return np.repeat(np.arange(len(fractions)), np.diff(bounds)).tolist()
