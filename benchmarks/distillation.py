@@ -18,14 +18,10 @@ def main() -> None:
         parser.add_argument(
             f"--{flag}", choices=networks.NETWORKS, default=f"mobilenet_v3_{default}"
         )
-    parser.add_argument(
-        "--jit", action="store_true", help="TensorFlow's jit_compile; slow on a CPU"
-    )
     arguments = parser.parse_args()
     options = {name: getattr(arguments, name) for name in ("rounds", *networks.NUMBERS)}
-    keras = "keras_jit" if arguments.jit else "keras"
     speed = networks.images_per_second(
-        ("mela_jax", keras),
+        ("mela_jax", "keras"),
         arguments.student,
         teacher=arguments.teacher,
         kinds=["train"],
@@ -33,11 +29,11 @@ def main() -> None:
     )["train"]
     print(
         f"distillation {arguments.teacher} -> {arguments.student},"
-        f" {arguments.cores} cores, batch {arguments.batch_size}, {arguments.size} px,"
+        f" {harness.CORES} cores, batch {arguments.batch_size}, {arguments.size} px,"
         f" float32; images/s, median of {arguments.turns} x {arguments.rounds}\n"
         f"mela_jax {speed['mela_jax']:.1f}"
-        f"   keras, jit {'on' if arguments.jit else 'off'} {speed[keras]:.1f}"
-        f"   ratio {speed['mela_jax'] / speed[keras]:.2f}"
+        f"   keras {speed['keras']:.1f}"
+        f"   ratio {speed['mela_jax'] / speed['keras']:.2f}"
     )
 
 

@@ -25,7 +25,6 @@ def main() -> None:
         batch_size=(32, "images"),
         steps=(40, "in an epoch, about"),
         rounds=(3, "of both sides"),
-        cores=(harness.CORES, "virtual devices"),
     )
     harness.add_model(parser)
     arguments = parser.parse_args()
@@ -39,12 +38,11 @@ def main() -> None:
         # A little more than the training split's share, whose size is rounded.
         count = int(arguments.steps * batch_size / 0.7) + batch_size // 2
         pictures.write_data_set(data, count=count, width=200, height=150)
-        fields = jobs.student_fields(
-            data, folder / "cache", arguments.model, batch_size, arguments.cores
-        )
-        fields |= {
+        fields = {
             "image_size": size,
             "log_every_steps": arguments.steps // 2,
+            "student.model": arguments.model,
+            "student.batch_size": batch_size,
             "student.epochs": 3,
         }
         for number in range(arguments.rounds):
@@ -54,13 +52,12 @@ def main() -> None:
                 size=size,
                 batch_size=batch_size,
                 rounds=1,
-                cores=arguments.cores,
                 steps=arguments.steps // 2,
                 kinds=["train"],
             )
             seconds["alone"].append(alone["train"][0] / (arguments.steps // 2))
             workdir = folder / f"round_{number}"
-            jobs.run_job(workdir, fields)
+            jobs.run_student(workdir, data, fields)
             times = jobs.loss_times(workdir)
             steps = max(times) // 3
             for end in (steps, 2 * steps, 3 * steps):
@@ -70,7 +67,7 @@ def main() -> None:
         splits = [s for _, s in read_splits(workdir / "splits.csv").values()]
     rate = harness.rates(seconds, batch_size)
     print(
-        f"{arguments.model}, {arguments.cores} cores, batch {batch_size}, {size} px,"
+        f"{arguments.model}, {harness.CORES} cores, batch {batch_size}, {size} px,"
         f" {steps} steps an epoch, {splits.count('val')} images in validation;"
         f" images/s, median of {arguments.rounds} rounds\n"
         f"step alone {rate['alone']:.1f}   training {rate['training']:.1f}"

@@ -124,8 +124,6 @@ def measure_step(
     Raises:
       UserError: PyTorch is not there, or does other work on another kind of device.
     """
-    if modes:
-        _import_torch()
     teacher, student = forward_flops(settings.image_size)
     # Of training, the backward pass is twice the forward pass; the teacher has none.
     flops = teacher + 3 * student
@@ -133,21 +131,17 @@ def measure_step(
     products = settings.products * 2 * settings.matrix_size**3
     images = settings.batch_size * settings.steps
 
-    def step(make: Callable[..., Run], **options: str) -> tuple:
-        return functools.partial(make, settings, **options), images, "images"
-
-    makers = {
+    work = images, "images"
+    makers: dict[str, tuple[Callable[[], Run], float, str]] = {
         "matrix": (functools.partial(make_matrix_run, settings), products, "FLOP"),
-        "JAX": step(make_step_run),
+        "JAX": (functools.partial(make_step_run, settings), *work),
     }
     if modes:
-        from benchmarks import gpu_torch
-
-        _compare_networks(settings.image_size, (teacher, student))
-        for mode in modes:
-            run = step(gpu_torch.make_step_run, mode=mode, optimizer=OPTIMIZER)
-            makers[f"PyTorch, compile {mode}"] = run
-    seconds = record.time(makers, rounds=settings.rounds, warmup=settings.warmup)
+        make_torch_run = _torch_half(settings.image_size, (teacher, student))
+    for mode in modes:
+        make = functools.partial(make_torch_run, settings, mode, OPTIMIZER)
+        makers[f"PyTorch, compile {mode}"] = (make, *work)
+    seconds = record.time(makers, settings.rounds, settings.warmup)
     matrix_rate = products / statistics.median(seconds.pop("matrix"))
     print(
         f"\nDistillation step ResNet50 -> MobileNetV3-Small, {settings.image_size} px,"
@@ -182,7 +176,7 @@ def measure_pipeline(settings: argparse.Namespace, record: Record) -> None:
     makers = {
         name: (lambda run=run: run, images, "images") for name, run in runs.items()
     }
-    seconds = record.time(makers, rounds=settings.rounds, warmup=settings.warmup)
+    seconds = record.time(makers, settings.rounds, settings.warmup)
     print(
         f"\nThe input pipeline: {images} made-up images of {settings.train_size} px"
         f" ({settings.epochs} epochs), views of {settings.image_size} px,"
@@ -299,10 +293,17 @@ def _check(settings: argparse.Namespace) -> None:
             raise UserError(f"--{name}={getattr(settings, name)} is below 32 pixels")
 
 
-def _import_torch() -> None:
+def _torch_half(image_size: int, ours: tuple[int, int]) -> Callable[..., Run]:
+    """Return `gpu_torch.make_step_run`; say what it runs on, and that it does the same.
+
+    `ours` are the operations of one image through JAX's teacher and student.
+
+    Raises:
+      UserError: when it does not, computes elsewhere, or cannot be imported.
+    """
     for name in ("torch", "torchvision"):
         try:
-            importlib.import_module(name)
+            module = importlib.import_module(name)
         # Whichever of the three a missing package, library or version raises.
         except (ImportError, OSError, RuntimeError) as error:
             raise UserError(
@@ -310,19 +311,7 @@ def _import_torch() -> None:
                 f" ({' '.join(str(error).split())}); install it, or measure the JAX"
                 " half alone with --skip_torch"
             ) from error
-
-
-def _compare_networks(image_size: int, ours: tuple[int, int]) -> None:
-    """Say what JAX is compared with, and that it does the same work.
-
-    `ours` are the operations of one image through JAX's teacher and student.
-
-    Raises:
-      UserError: when it does not, or computes elsewhere.
-    """
-    import torch
-    import torchvision
-
+        print(f"{name} {module.__version__}")
     from benchmarks import gpu_torch
 
     place = gpu_torch.device().type
@@ -331,18 +320,16 @@ def _compare_networks(image_size: int, ours: tuple[int, int]) -> None:
             f"JAX computes on {jax.default_backend()} and PyTorch on {place}: install"
             " both for the same device, or measure the JAX half alone with --skip_torch"
         )
-    print(
-        f"PyTorch {torch.__version__}, torchvision {torchvision.__version__} on {place}"
-    )
     theirs = gpu_torch.forward_flops(image_size)
     for name, our, their in zip(("teacher", "student"), ours, theirs, strict=True):
-        counted = f"{our / 1e9:.3f} in JAX, {their / 1e9:.3f} in PyTorch"
+        counted = f"{our / 1e9:.3f} in JAX, {their / 1e9:.3f} in PyTorch on {place}"
         print(f"{name}, GFLOP of a forward pass: {counted}")
         if abs(their / our - 1) > 0.02:
             raise UserError(
                 f"the {name} of this torchvision is another network than the project's:"
                 " the comparison would mean nothing"
             )
+    return gpu_torch.make_step_run
 
 
 def _rate(images: int, seconds: Sequence[float]) -> tuple[float, str]:

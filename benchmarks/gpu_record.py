@@ -38,7 +38,6 @@ class Record:
     def time(
         self,
         makers: Mapping[str, tuple[Callable[[], Run], float, str]],
-        *,
         rounds: int,
         warmup: int,
     ) -> dict[str, list[float]]:

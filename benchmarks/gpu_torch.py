@@ -68,7 +68,7 @@ def distillation_loss(
 
 
 def make_step_run(
-    settings: argparse.Namespace, *, mode: str, optimizer: Mapping[str, float]
+    settings: argparse.Namespace, mode: str, optimizer: Mapping[str, float]
 ) -> Callable[[], None]:
     """Return a run of `settings.steps` steps on one batch that lies on the device.
 

@@ -63,9 +63,9 @@ def grow_data(arguments: argparse.Namespace) -> None:
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        run_job(min(arguments.images), arguments.model, folder / "uncounted")
+        run_job(min(arguments.images), arguments.model, folder)
         for count in arguments.images:
-            job = run_job(count, arguments.model, folder / str(count))
+            job = run_job(count, arguments.model, folder)
             print(
                 f"| {count} | {job.seconds:.1f} | {job.cpu_seconds:.1f}"
                 f" | {job.cpu_seconds / count * 1e3:.2f} | {job.peak_mb:.0f}"
@@ -75,14 +75,17 @@ def grow_data(arguments: argparse.Namespace) -> None:
 
 
 def run_job(count: int, model: str, folder: Path) -> jobs.Finished:
-    """Run the main job on `count` images in `folder`; jobs beside it share a cache."""
-    data = folder / "data"
+    """Run the main job on `count` images."""
+    data = Path(tempfile.mkdtemp(dir=folder))
     pictures.write_data_set(data, count=count, width=200, height=150)
-    fields = jobs.student_fields(
-        data, folder.parent / "cache", model, 64, harness.CORES
-    )
-    changes = {"eval_batch_size": 256, "log_every_steps": 50, "student.epochs": 1}
-    return jobs.run_job(folder / "run", {**fields, **changes})
+    fields = {
+        "eval_batch_size": 256,
+        "log_every_steps": 50,
+        "student.model": model,
+        "student.batch_size": 64,
+        "student.epochs": 1,
+    }
+    return jobs.run_student(data.with_suffix(".run"), data, fields)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ OPTIMIZER = {
 }
 
 
-def set_up(*, cores: int, batch_size: int) -> None:
+def set_up(cores: int, batch_size: int) -> None:
     """Prepare a virtual device a core and a compilation cache of this user's."""
     cache = Path(tempfile.gettempdir()) / "mela_jax_benchmark_xla"
     parallel.set_up(cpu_devices=cores, distributed=False, compilation_cache=cache)
@@ -140,7 +140,7 @@ def make_runs(
     teacher: str | None = None,
 ) -> dict[str, Callable[[], object]]:
     """Return "train", which takes some steps, and "infer", on one batch that stays."""
-    set_up(cores=cores, batch_size=len(batch["label"]))
+    set_up(cores, len(batch["label"]))
     training = Training(name, batch["image"].shape[1], teacher=teacher)
     resident = training.put(batch)
     return {

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import CORES
 from mela_jax.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -84,33 +85,25 @@ def _own_mb(pid: int) -> float:
     return int(found[1]) * 1024 / 1e6 if found else 0.0
 
 
-def student_fields(
-    data: Path, cache: Path, model: str, batch_size: int, cores: int
-) -> dict[str, Any]:
-    """Return the config fields of a student without a teacher on a data set "csv"."""
-    return {
-        "cpu_devices": cores,
-        "eval_batch_size": 32 * cores,
+def run_student(workdir: Path, data: Path, fields: Mapping[str, Any]) -> Finished:
+    """Run the main job of a student without a teacher on a data set "csv".
+
+    `fields` are others of the config than those of `configs/tiny.py`. Jobs whose
+    workdirs lie side by side share a cache of decoded images.
+    """
+    given = {
+        "cpu_devices": CORES,
+        "eval_batch_size": 32 * CORES,
         "baseline": False,
         "distill.enabled": False,
         "data.name": "csv",
-        "data.dir": str(data),
-        "data.cache_dir": str(cache),
-        "student.model": model,
-        "student.batch_size": batch_size,
+        "data.dir": data,
+        "data.cache_dir": workdir.parent / "cache",
+        **fields,
     }
-
-
-def run_job(workdir: Path, fields: Mapping[str, Any]) -> Finished:
-    """Run the main job of `configs/tiny.py` with other `fields` in a process."""
-    return run_module(
-        [
-            "mela_jax.main",
-            "--config=configs/tiny.py",
-            f"--workdir={workdir}",
-            *(f"--config.{name}={value}" for name, value in fields.items()),
-        ]
-    )
+    flags = [f"--config.{name}={value}" for name, value in given.items()]
+    job = ["mela_jax.main", "--config=configs/tiny.py", f"--workdir={workdir}"]
+    return run_module([*job, *flags])
 
 
 def read_events(scalars: Path) -> Iterator[Any]:

@@ -26,7 +26,6 @@ def main() -> None:
         __doc__,
         size=(64, "pixels"),
         steps=(60, "of training"),
-        cores=(harness.CORES, "virtual devices"),
     )
     parser.add_argument("--data", required=True, help="folder of HAM10000")
     harness.add_model(parser)
@@ -35,7 +34,7 @@ def main() -> None:
 
     from benchmarks import jax_networks
 
-    jax_networks.set_up(cores=arguments.cores, batch_size=BATCH_SIZE)
+    jax_networks.set_up(harness.CORES, BATCH_SIZE)
     batches = list(real_batches(arguments))
     losses = {}
     for name in ("plain", "fast", "plain, last bit changed"):

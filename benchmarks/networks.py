@@ -27,7 +27,6 @@ NUMBERS = {
     "size": (224, "pixels"),
     "batch_size": (32, "images"),
     "turns": (2, "of each side"),
-    "cores": (harness.CORES, "threads or virtual devices"),
 }
 
 
@@ -46,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     first, *others = arguments.sides
     print(
-        f"{arguments.cores} cores, batch {arguments.batch_size}, {arguments.size} px,"
+        f"{harness.CORES} cores, batch {arguments.batch_size}, {arguments.size} px,"
         f" float32; images/s, median of {arguments.turns} x {arguments.rounds}"
     )
     options = {name: getattr(arguments, name) for name in ("rounds", *NUMBERS)}
@@ -94,7 +93,7 @@ def time_side(
     size: int,
     batch_size: int,
     rounds: int,
-    cores: int,
+    cores: int = harness.CORES,
     steps: int = 1,
     teacher: str | None = None,
     kinds: Sequence[str] = ("train", "infer"),

@@ -23,13 +23,12 @@ def main() -> None:
         batch_size=(32, "images"),
         images=(100, "in the data set"),
         rounds=(3, "warm starts"),
-        cores=(harness.CORES, "virtual devices"),
     )
     harness.add_model(parser)
     arguments = parser.parse_args()
     print(
         f"{arguments.model}, {arguments.size} px, batch {arguments.batch_size},"
-        f" {arguments.cores} virtual devices\n\n"
+        f" {harness.CORES} virtual devices\n\n"
         "| start | first step done, s | whole job, s | peak memory, MB |\n"
         "| --- | --- | --- | --- |"
     )
@@ -37,17 +36,15 @@ def main() -> None:
         folder = Path(temporary)
         data = folder / "data"
         pictures.write_data_set(data, count=arguments.images, width=600, height=450)
-        fields = jobs.student_fields(
-            data,
-            folder / "cache",
-            arguments.model,
-            arguments.batch_size,
-            arguments.cores,
-        )
+        fields = {
+            "image_size": arguments.size,
+            "student.model": arguments.model,
+            "student.batch_size": arguments.batch_size,
+        }
         starts = []
         for number in range(arguments.rounds + 1):
             workdir = folder / str(number)
-            job = jobs.run_job(workdir, {**fields, "image_size": arguments.size})
+            job = jobs.run_student(workdir, data, fields)
             starts.append(jobs.loss_times(workdir)[1] - job.started)
             name = "cold" if number == 0 else f"warm {number}"
             print(

@@ -90,7 +90,7 @@ def test_a_run_that_is_stopped_keeps_what_it_measured(tmp_path, capsys):
     record = Record(str(path), settings={"steps": 2})
     record.say("imported", jax="0.10")
     with pytest.raises(KeyboardInterrupt):
-        record.time(makers, rounds=5, warmup=2)
+        record.time(makers, 5, 2)
     kept = json.loads(path.read_text())
     assert (kept["settings"], kept["jax"]) == ({"steps": 2}, "0.10")
     first, last = kept["calls"]["first"], kept["calls"]["second"]
