@@ -26,7 +26,7 @@ def main() -> None:
         steps=(40, "in an epoch, about"),
         rounds=(3, "of both sides"),
     )
-    harness.add_model(parser)
+    parser.add_argument("--model", default=harness.MODEL)
     arguments = parser.parse_args()
     size, batch_size = arguments.size, arguments.batch_size
     if arguments.steps < 4:

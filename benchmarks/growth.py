@@ -26,7 +26,7 @@ def main() -> None:
     defaults = ("8,16,32,64,128", "96,128,160,224", "1,2,4", "1000,10000")
     for axis, values in zip(AXES, defaults, strict=True):
         parser.add_argument(f"--{axis}", type=harness.positives, default=values)
-    harness.add_model(parser)
+    parser.add_argument("--model", default=harness.MODEL)
     arguments = parser.parse_args()
     for axis in arguments.axes:
         grow_data(arguments) if axis == "images" else grow_step(axis, arguments)

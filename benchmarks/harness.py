@@ -19,6 +19,7 @@ from mela_jax.errors import UserError
 from mela_jax.memory import use_huge_pages
 
 CORES = len(os.sched_getaffinity(0))
+MODEL = "mobilenet_v3_small"
 
 
 def positive(text: str) -> int:
@@ -28,13 +29,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def one_of(choices: Sequence[str], name: str) -> str:
-    """Return a name if it is one of `choices`."""
-    if name not in choices:
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(choices)}")
-    return name
-
-
 def positives(text: str) -> list[int]:
     """Read whole numbers of 1 or more between commas."""
     return [positive(part) for part in text.split(",")]
@@ -42,7 +36,16 @@ def positives(text: str) -> list[int]:
 
 def names_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
     """Return a function that reads names between commas, each one of `choices`."""
-    return lambda text: [one_of(choices, name) for name in text.split(",")]
+
+    def read(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in choices:
+                known = ", ".join(choices)
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {known}")
+        return names
+
+    return read
 
 
 def make_parser(doc: str, **numbers: tuple[int, str]) -> argparse.ArgumentParser:
@@ -56,18 +59,6 @@ def make_parser(doc: str, **numbers: tuple[int, str]) -> argparse.ArgumentParser
     for name, (default, what) in numbers.items():
         parser.add_argument(f"--{name}", type=positive, default=default, help=what)
     return parser
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the flag --model, one of the registry of networks."""
-
-    def read(name: str) -> str:
-        # Imports JAX, which a script may only do once it has its memory pages.
-        from mela_jax.models.zoo import MODELS
-
-        return one_of(tuple(MODELS), name)
-
-    parser.add_argument("--model", type=read, default="mobilenet_v3_small")
 
 
 def run(main: Callable[[], None]) -> None:

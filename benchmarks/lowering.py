@@ -28,7 +28,7 @@ def main() -> None:
         steps=(60, "of training"),
     )
     parser.add_argument("--data", required=True, help="folder of HAM10000")
-    harness.add_model(parser)
+    parser.add_argument("--model", default=harness.MODEL)
     parser.add_argument("--plot", help="write a PNG here")
     arguments = parser.parse_args()
 

@@ -24,7 +24,7 @@ def main() -> None:
         images=(100, "in the data set"),
         rounds=(3, "warm starts"),
     )
-    harness.add_model(parser)
+    parser.add_argument("--model", default=harness.MODEL)
     arguments = parser.parse_args()
     print(
         f"{arguments.model}, {arguments.size} px, batch {arguments.batch_size},"
