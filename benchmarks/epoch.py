@@ -21,8 +21,7 @@ def main() -> None:
     """Print images/s of the step alone, of training and of epochs, and the ratios."""
     parser = harness.make_parser(
         __doc__,
-        size=(224, "pixels"),
-        batch_size=(32, "images"),
+        **harness.STEP,
         steps=(40, "in an epoch, about"),
         rounds=(3, "of both sides"),
     )

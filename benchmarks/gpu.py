@@ -130,7 +130,6 @@ def measure_step(
     record.say("operations counted", flop_an_image=flops)
     products = settings.products * 2 * settings.matrix_size**3
     images = settings.batch_size * settings.steps
-
     work = images, "images"
     makers: dict[str, tuple[Callable[[], Run], float, str]] = {
         "matrix": (functools.partial(make_matrix_run, settings), products, "FLOP"),

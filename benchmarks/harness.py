@@ -20,6 +20,8 @@ from mela_jax.memory import use_huge_pages
 
 CORES = len(os.sched_getaffinity(0))
 MODEL = "mobilenet_v3_small"
+# Flags of a training step.
+STEP = {"size": (224, "pixels"), "batch_size": (32, "images")}
 
 
 def positive(text: str) -> int:

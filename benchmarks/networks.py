@@ -23,11 +23,7 @@ NETWORKS = (
     "efficientnet_lite0",
     "resnet50",
 )
-NUMBERS = {
-    "size": (224, "pixels"),
-    "batch_size": (32, "images"),
-    "turns": (2, "of each side"),
-}
+NUMBERS = {**harness.STEP, "turns": (2, "of each side")}
 
 
 def main() -> None:

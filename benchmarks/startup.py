@@ -19,8 +19,7 @@ def main() -> None:
     """Print a table of starts."""
     parser = harness.make_parser(
         __doc__,
-        size=(224, "pixels"),
-        batch_size=(32, "images"),
+        **harness.STEP,
         images=(100, "in the data set"),
         rounds=(3, "warm starts"),
     )

@@ -111,8 +111,10 @@ def test_numpy_is_never_allowed_to_unpickle():
         # Its import takes seconds, also on the way to the answer to a mistyped flag.
         ("mela_jax.main", ("tensorflow", "clu.metric_writers", "keras")),
         ("mela_jax.pipeline", ("tensorflow", "clu.metric_writers", "keras")),
-        # Where it runs there may be neither TensorFlow nor PyTorch.
-        ("benchmarks.gpu", ("tensorflow", "keras", "torch", "ml_collections")),
+        # Where it runs there may be JAX, Flax and Optax, and no more.
+        ("benchmarks.gpu", ("tensorflow", "keras", "torch", "ml_collections", "cv2")),
+        ("benchmarks.gpu", ("tensorflow_datasets", "sklearn", "statsmodels", "PIL")),
+        ("benchmarks.gpu", ("matplotlib", "h5py", "tqdm")),
     ],
 )
 def test_a_command_starts_without(module, absent):
