@@ -21,6 +21,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 # Before JAX is imported: two frameworks share the card's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -235,43 +236,42 @@ def make_epoch_runs(
       UserError: fewer images than a batch.
     """
     rng = np.random.default_rng(0)
-    side = settings.train_size
+    size, side = settings.image_size, settings.train_size
     images = rng.integers(0, 256, (settings.images, side, side, 3), dtype=np.uint8)
     labels = rng.integers(0, 2, settings.images)
 
-    def parts(*, on_device: bool) -> tuple[jax_networks.Training, Callable, Run]:
-        training = make_training(settings.image_size, render=on_device)
-        fetch = make_train_fetch(
+    def make_fetch(*, on_device: bool) -> Callable[[int], Any]:
+        return make_train_fetch(
             images,
             labels,
             np.arange(settings.images),
             views=Views(AUGMENT, on_device=on_device),
-            image_size=settings.image_size,
+            image_size=size,
             batch_size=settings.batch_size,
             seed=0,
         )
 
-        def end_to_end() -> None:
-            fetched = fetch_ahead(fetch, start=0, stop=num_steps)
-            batches = map(training.teachers.inputs, fetched)
-            training.train(parallel.prefetch(training.mesh, batches))
+    def train(training: jax_networks.Training, fetch: Callable[[int], Any]) -> None:
+        fetched = fetch_ahead(fetch, start=0, stop=num_steps)
+        batches = map(training.teachers.inputs, fetched)
+        training.train(parallel.prefetch(training.mesh, batches))
 
-        return training, fetch, end_to_end
-
-    training, fetch, on_device = parts(on_device=True)
-    batch = training.put(fetch(0))
-
-    def host_part() -> None:
+    def fetch_only() -> None:
         for _ in fetch_ahead(fetch, start=0, stop=num_steps):
             pass
 
-    runs = {
-        "epochs, views on the device": on_device,
+    fetch = make_fetch(on_device=True)
+    training = make_training(size, render=True)
+    batch = training.put(fetch(0))
+    runs: dict[str, Run] = {
+        "epochs, views on the device": functools.partial(train, training, fetch),
         "their steps alone, with views": lambda: training.train([batch] * num_steps),
-        "their host part alone": host_part,
+        "their host part alone": fetch_only,
     }
     if host:
-        runs["epochs, views on the host"] = parts(on_device=False)[2]
+        runs["epochs, views on the host"] = functools.partial(
+            train, make_training(size, render=False), make_fetch(on_device=False)
+        )
     return runs
 
 
