@@ -1,1 +1,5 @@
-"""Benchmarks: each prints a ratio measured in turn in one run."""
+"""Benchmarks: each script answers one question with figures measured in one run."""
+
+import time
+
+STARTED = time.perf_counter()

@@ -4,8 +4,9 @@ As a PyTorch user would write it for speed: channels-last, autocast to bfloat16,
 `torch.compile`, fused AdamW, cuDNN's own search for the fastest convolution.
 """
 
+import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu_settings import Settings
+from benchmarks.jax_networks import ALPHA, TEMPERATURE
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -40,11 +41,11 @@ def networks() -> tuple[nn.Module, nn.Module]:
     return teacher.eval().requires_grad_(False), student.train()
 
 
-def forward_flops(settings: Settings) -> tuple[int, int]:
+def forward_flops(image_size: int) -> tuple[int, int]:
     """Count the operations of one image through the teacher and the student."""
     counts = []
     for network in networks():
-        image = torch.zeros(1, 3, settings.image_size, settings.image_size)
+        image = torch.zeros(1, 3, image_size, image_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.eval()(image)
         counts.append(counter.get_total_flops())
@@ -53,37 +54,27 @@ def forward_flops(settings: Settings) -> tuple[int, int]:
 
 
 def distillation_loss(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    alpha: float,
-    temperature: float,
+    logits: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
     """Return the mean of (1 - alpha) BCE + alpha T^2 KL(teacher || student).
 
-    Args:
-      logits: float32[B], the student's.
-      targets: float32[B], the teacher's.
-      labels: float32[B], 0 or 1.
-      alpha: share of the soft loss.
-      temperature: T.
+    All are float32[B]: logits of the student and of the teacher, and labels 0 or 1.
     """
     hard = F.binary_cross_entropy_with_logits(logits, labels)
-    z, t = logits / temperature, targets / temperature
+    z, t = logits / TEMPERATURE, targets / TEMPERATURE
     kl = torch.sigmoid(t) * (F.logsigmoid(t) - F.logsigmoid(z))
     kl = kl + torch.sigmoid(-t) * (F.logsigmoid(-t) - F.logsigmoid(-z))
-    return (1 - alpha) * hard + alpha * temperature**2 * kl.mean()
+    return (1 - ALPHA) * hard + ALPHA * TEMPERATURE**2 * kl.mean()
 
 
-def make_step_run(settings: Settings, *, mode: str) -> Callable[[], None]:
+def make_step_run(
+    settings: argparse.Namespace, mode: str, optimizer: Mapping[str, float]
+) -> Callable[[], None]:
     """Return a run of `settings.steps` steps on one batch that lies on the device.
 
-    Args:
-      settings: sizes and numbers of the measurement.
-      mode: of `torch.compile`.
+    `mode` is of `torch.compile`; `optimizer` is what `make_optimizer` of JAX is given.
     """
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     place = {"device": device(), "memory_format": torch.channels_last}
@@ -97,52 +88,42 @@ def make_step_run(settings: Settings, *, mode: str) -> Callable[[], None]:
     )
     kernels = [p for p in student.parameters() if p.ndim > 1]
     vectors = [p for p in student.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
+    adamw = torch.optim.AdamW(
         [{"params": kernels}, {"params": vectors, "weight_decay": 0.0}],
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
+        lr=optimizer["learning_rate"],
+        weight_decay=optimizer["weight_decay"],
         fused=True,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _schedule(step, settings)
-    )
+    warmup, total = optimizer["warmup_steps"], optimizer["total_steps"]
+
+    def schedule(step: int) -> float:
+        """Return the factor of the learning rate: warm-up, then half a cosine."""
+        if step < warmup:
+            return step / warmup
+        done = (step - warmup) / (total - warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(adamw, schedule)
 
     def loss_fn(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             targets = teacher((images / 255 - mean) / std).squeeze(1).float()
         logits = student(images / 127.5 - 1).squeeze(1).float()
-        return distillation_loss(
-            logits,
-            targets,
-            labels,
-            alpha=settings.alpha,
-            temperature=settings.temperature,
-        )
+        return distillation_loss(logits, targets, labels)
 
     compiled = torch.compile(loss_fn, mode=mode)
 
     def run() -> None:
         for _ in range(settings.steps):
-            optimizer.zero_grad(set_to_none=True)
+            adamw.zero_grad(set_to_none=True)
             with torch.autocast(device().type, dtype=torch.bfloat16):
                 loss = compiled(images, labels)
             loss.backward()
-            nn.utils.clip_grad_norm_(student.parameters(), settings.clip_norm)
-            optimizer.step()
-            schedule.step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            nn.utils.clip_grad_norm_(student.parameters(), optimizer["clip_norm"])
+            adamw.step()
+            scheduler.step()
+        # Waits for the device.
         if not math.isfinite(loss.item()):
             raise RuntimeError("PyTorch: the loss is not finite")
 
     return run
-
-
-def _schedule(step: int, settings: Settings) -> float:
-    """Return the factor of the learning rate: linear warm-up, then half a cosine."""
-    if step < settings.warmup_steps:
-        return step / settings.warmup_steps
-    done = (step - settings.warmup_steps) / (
-        settings.total_steps - settings.warmup_steps
-    )
-    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

@@ -13,95 +13,80 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import flags, pictures, processes
+from benchmarks import harness, jobs, networks, pictures
 
 AXES = ("batch_size", "size", "devices", "images")
+STEPS = 3  # in a timed call
 
 
 def main() -> None:
     """Print a table for each axis."""
-    parser = flags.make_parser(__doc__)
-    parser.add_argument("--axes", type=flags.names_of(AXES), default=",".join(AXES))
-    parser.add_argument("--batch_size", type=flags.positives, default="8,16,32,64,128")
-    parser.add_argument("--size", type=flags.positives, default="96,128,160,224")
-    parser.add_argument("--devices", type=flags.positives, default="1,2,4")
-    parser.add_argument("--images", type=flags.positives, default="1000,10000")
-    flags.add_model(parser)
-    parser.add_argument(
-        "--rounds", type=flags.positive, default=5, help="of the training step"
-    )
+    parser = harness.make_parser(__doc__, rounds=(5, "of the training step"))
+    parser.add_argument("--axes", type=harness.names_of(AXES), default=",".join(AXES))
+    defaults = ("8,16,32,64,128", "96,128,160,224", "1,2,4", "1000,10000")
+    for axis, values in zip(AXES, defaults, strict=True):
+        parser.add_argument(f"--{axis}", type=harness.positives, default=values)
+    parser.add_argument("--model", default=harness.MODEL)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        for axis in arguments.axes:
-            if axis == "images":
-                grow_data(arguments, Path(folder))
-            else:
-                grow_step(axis, arguments, Path(folder))
+    for axis in arguments.axes:
+        grow_data(arguments) if axis == "images" else grow_step(axis, arguments)
 
 
-def grow_step(axis: str, arguments: argparse.Namespace, folder: Path) -> None:
+def grow_step(axis: str, arguments: argparse.Namespace) -> None:
     """Print images/s and peak memory of the training step along one axis."""
     print(
-        f"\n{arguments.model}, training step, {flags.CORES} cores\n\n"
+        f"\n{arguments.model}, training step, {harness.CORES} cores\n\n"
         f"| {axis} | images/s | peak memory |\n| --- | --- | --- |"
     )
     for value in getattr(arguments, axis):
-        done = processes.run_module(
-            [
-                "benchmarks.train_step",
-                f"--model={arguments.model}",
-                f"--rounds={arguments.rounds}",
-                f"--{axis}={value}",
-            ],
-            log=folder / "step.log",
+        point = {"batch_size": 32, "size": 224, "devices": harness.CORES, axis: value}
+        seconds, done = networks.start_side(
+            "mela_jax",
+            arguments.model,
+            size=point["size"],
+            batch_size=point["batch_size"],
+            cores=point["devices"],
+            rounds=arguments.rounds,
+            steps=STEPS,
+            kinds=["train"],
         )
-        print(
-            f"| {value} | {float(done.stdout):.1f} | {done.peak_mb:.0f} |", flush=True
-        )
+        rate = harness.rates(seconds, STEPS * point["batch_size"])["train"]
+        print(f"| {value} | {rate:.1f} | {done.peak_mb:.0f} |", flush=True)
 
 
-def grow_data(arguments: argparse.Namespace, folder: Path) -> None:
+def grow_data(arguments: argparse.Namespace) -> None:
     """Print time and peak memory of the main job by the number of images."""
     print(
-        f"\n{arguments.model}, main job, one epoch at 32 px, {flags.CORES} cores\n\n"
+        f"\n{arguments.model}, main job, one epoch at 32 px, {harness.CORES} cores\n\n"
         "| images | s | CPU s | CPU ms an image | peak memory | of it not files |\n"
         "| --- | --- | --- | --- | --- | --- |"
     )
-    run_job(min(arguments.images), arguments.model, folder / "uncounted", folder)
-    for count in arguments.images:
-        job = run_job(count, arguments.model, folder / str(count), folder)
-        print(
-            f"| {count} | {job.seconds:.1f} | {job.cpu_seconds:.1f}"
-            f" | {job.cpu_seconds / count * 1e3:.2f} | {job.peak_mb:.0f}"
-            f" | {job.peak_own_mb:.0f} |",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        run_job(min(arguments.images), arguments.model, folder)
+        for count in arguments.images:
+            job = run_job(count, arguments.model, folder)
+            print(
+                f"| {count} | {job.seconds:.1f} | {job.cpu_seconds:.1f}"
+                f" | {job.cpu_seconds / count * 1e3:.2f} | {job.peak_mb:.0f}"
+                f" | {job.peak_own_mb:.0f} |",
+                flush=True,
+            )
 
 
-def run_job(count: int, model: str, folder: Path, cache: Path) -> processes.Finished:
-    """Run the main job on `count` images in `folder`; `cache` is shared by jobs."""
-    data = folder / "data"
+def run_job(count: int, model: str, folder: Path) -> jobs.Finished:
+    """Run the main job on `count` images."""
+    data = Path(tempfile.mkdtemp(dir=folder))
     pictures.write_data_set(data, count=count, width=200, height=150)
-    return processes.run_module(
-        [
-            "mela_jax.main",
-            "--config=configs/tiny.py",
-            f"--workdir={folder / 'run'}",
-            f"--config.cpu_devices={flags.CORES}",
-            "--config.eval_batch_size=256",
-            "--config.log_every_steps=50",
-            "--config.baseline=False",
-            "--config.distill.enabled=False",
-            "--config.data.name=csv",
-            f"--config.data.dir={data}",
-            f"--config.data.cache_dir={cache / 'cache'}",
-            f"--config.student.model={model}",
-            "--config.student.batch_size=64",
-            "--config.student.epochs=1",
-        ],
-        log=folder / "log",
-    )
+    fields = {
+        "eval_batch_size": 256,
+        "log_every_steps": 50,
+        "student.model": model,
+        "student.batch_size": 64,
+        "student.epochs": 1,
+    }
+    return jobs.run_student(data.with_suffix(".run"), data, fields)
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    harness.run(main)

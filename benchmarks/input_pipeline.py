@@ -15,32 +15,28 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import flags, pictures
+from benchmarks import harness, pictures
 
 
 def main() -> None:
     """Print a table of images/s by size of the files and of the squares."""
-    parser = flags.make_parser(__doc__)
+    parser = harness.make_parser(
+        __doc__, images=(1024, "files"), batch_size=(32, "images"), rounds=(5, "epochs")
+    )
     parser.add_argument("--sources", type=_sources, default="600x450,200x150")
-    parser.add_argument("--sizes", type=flags.positives, default="224,128")
-    parser.add_argument("--images", type=flags.positive, default=1024)
-    parser.add_argument("--batch_size", type=flags.positive, default=32)
-    parser.add_argument("--rounds", type=flags.positive, default=5)
+    parser.add_argument("--sizes", type=harness.positives, default="224,128")
     arguments = parser.parse_args()
     print(
-        f"{flags.CORES} cores, {arguments.images} images, batch {arguments.batch_size},"
-        f" median of {arguments.rounds}\n\n"
+        f"{harness.CORES} cores, {arguments.images} images, batch"
+        f" {arguments.batch_size}, median of {arguments.rounds}\n\n"
         "| JPEG | kB a file | square, px | decoding, images/s | views/s, tf.data"
         " | views/s, threads | ratio | CPU ms a view, tf.data | threads | ratio |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        for width, height in arguments.sources:
+    for width, height in arguments.sources:
+        with tempfile.TemporaryDirectory() as folder:
             files = pictures.write_pictures(
-                Path(folder) / f"{width}x{height}",
-                count=arguments.images,
-                width=width,
-                height=height,
+                Path(folder), count=arguments.images, width=width, height=height
             )
             kilobytes = statistics.mean(f.stat().st_size for f in files) / 1e3
             for size in arguments.sizes:
@@ -61,7 +57,6 @@ def measure(
     """Return decoded images/s; and seconds a view, on the clock and of CPU, by way."""
     import numpy as np
 
-    from benchmarks.threads import fetch_ahead
     from mela_jax import config
     from mela_jax.data import input_pipeline
     from mela_jax.data.cache import open_cache
@@ -97,7 +92,7 @@ def measure(
         dtypes = {key: value.dtype for key, value in fetch(0).items()}
         ways = {
             "tf.data": functools.partial(input_pipeline.stream, fetch, dtypes=dtypes),
-            "threads": functools.partial(fetch_ahead, fetch),
+            "threads": functools.partial(harness.fetch_ahead, fetch),
         }
         wall: dict[str, list[float]] = {name: [] for name in ways}
         cpu: dict[str, list[float]] = {name: [] for name in ways}
@@ -121,7 +116,7 @@ def _sources(text: str) -> list[tuple[int, int]]:
     """Read sizes like 600x450 between commas."""
     sizes = []
     for part in text.split(","):
-        numbers = [flags.positive(number) for number in part.split("x")]
+        numbers = [harness.positive(number) for number in part.split("x")]
         if len(numbers) != 2:
             raise argparse.ArgumentTypeError(f"{part!r} is not a size like 600x450")
         sizes.append((numbers[0], numbers[1]))
@@ -129,4 +124,4 @@ def _sources(text: str) -> list[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    harness.run(main)

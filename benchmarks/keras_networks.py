@@ -1,4 +1,4 @@
-"""The same networks in Keras, with the training step of mela_jax."""
+"""The same networks and steps in Keras on TensorFlow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +10,45 @@ import tensorflow as tf
 from mela_jax.models.families import efficientnet_lite
 
 
-def create_keras_model(name: str, size: int) -> keras.Model:
-    """Build a network of `mela_jax.models.zoo` in Keras, with one logit.
+def make_runs(
+    name: str,
+    batch: dict[str, np.ndarray],
+    *,
+    cores: int,
+    steps: int = 1,
+    teacher: str | None = None,
+    jit: bool = False,
+) -> dict[str, Callable[[], object]]:
+    """Return "train", which takes some steps, and "infer", on one batch that stays.
 
-    Args:
-      name: mobilenet_v3_small, mobilenet_v3_large, resnet50 or efficientnet_lite0.
-      size: side of the images, in pixels.
+    TensorFlow uses a thread a core; with `jit`, XLA compiles (`jit_compile=True`).
     """
+    tf.config.threading.set_intra_op_parallelism_threads(cores)
+    size = batch["image"].shape[1]
+    images = tf.constant(batch["image"])
+    labels = tf.constant(batch["label"], tf.float32)
+    model = create_keras_model(name, size)
+    teacher_model = None
+    if teacher:
+        teacher_model = create_keras_model(teacher, size)
+        # Or the tape would keep what its gradient needs.
+        teacher_model.trainable = False
+    step = _make_train_step(model, teacher_model, jit=jit)
+    infer = tf.function(lambda x: model(x, training=False), jit_compile=jit)
+
+    def train() -> None:
+        for _ in range(steps):
+            loss = step(images, labels)
+        loss.numpy()
+
+    return {
+        "train": train,
+        "infer": lambda: infer(images).numpy(),
+    }
+
+
+def create_keras_model(name: str, size: int) -> keras.Model:
+    """Build one of `networks.NETWORKS` for images of `size` pixels, with one logit."""
     if name == "efficientnet_lite0":
         body = _efficientnet_lite0(size)
     else:
@@ -31,22 +63,12 @@ def create_keras_model(name: str, size: int) -> keras.Model:
     return keras.Model(body.input, keras.layers.Dense(1)(body.output))
 
 
-def make_keras_train_step(
-    model: keras.Model, *, jit: bool, teacher: keras.Model | None = None
+def _make_train_step(
+    model: keras.Model, teacher: keras.Model | None, *, jit: bool
 ) -> Callable[[Any, Any], Any]:
-    """Return step(images, labels) -> loss: binary cross-entropy, AdamW, clip, EMA.
-
-    Args:
-      model: the network to train.
-      jit: compile with XLA (`jit_compile=True`).
-      teacher: adds distillation from this network at alpha 0.5 and temperature 2.
-    """
+    """Return step(images, labels) -> loss, as `jax_networks.Training` has it."""
     optimizer = keras.optimizers.AdamW(
-        1e-3,
-        weight_decay=1e-4,
-        global_clipnorm=1.0,
-        use_ema=True,
-        ema_momentum=0.99,
+        1e-3, weight_decay=1e-4, global_clipnorm=1.0, use_ema=True, ema_momentum=0.99
     )
     optimizer.build(model.trainable_variables)
 
@@ -57,8 +79,7 @@ def make_keras_train_step(
             loss = _cross_entropy(labels, logits)
             if teacher is not None:
                 soft = tf.sigmoid(teacher(images, training=False)[:, 0] / 2.0)
-                distilled = 4.0 * _cross_entropy(soft, logits / 2.0)
-                loss = 0.5 * loss + 0.5 * distilled
+                loss = 0.5 * loss + 0.5 * 4.0 * _cross_entropy(soft, logits / 2.0)
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(
             zip(gradients, model.trainable_variables, strict=True)
@@ -66,16 +87,6 @@ def make_keras_train_step(
         return loss
 
     return step
-
-
-def make_keras_eval_step(model: keras.Model, *, jit: bool) -> Callable[[Any], Any]:
-    """Return step(images) -> logits."""
-    return tf.function(lambda images: model(images, training=False), jit_compile=jit)
-
-
-def batch_of(arrays: dict[str, np.ndarray]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the images and the float labels of a batch as tensors."""
-    return tf.constant(arrays["image"]), tf.constant(arrays["label"], tf.float32)
 
 
 def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -1,6 +1,6 @@
-"""Made-up images: a batch of noise, and JPEG files.
+"""Made-up JPEG files.
 
-The files have about as many bytes as those of dermoscopy images. HAM10000 as published
+They have about as many bytes as those of dermoscopy images. HAM10000 as published
 has 270 kB a file at 600x450 pixels; copies of it at 200x150 have 5 kB. Of these, 240
 and 4.
 """
@@ -19,45 +19,16 @@ NUM_DIFFERENT = 200
 _ORIGINAL_WIDTH = 400
 
 
-def noise_batch(*, batch_size: int, size: int) -> dict[str, np.ndarray]:
-    """Return a batch of noise with every other label 1, always the same.
-
-    Args:
-      batch_size: B, how many images.
-      size: S, their side in pixels.
-
-    Returns:
-      "image" float32[B, S, S, 3] in [0, 255] and "label" int32[B].
-    """
-    shape = (batch_size, size, size, 3)
-    return {
-        "image": np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32),
-        "label": (np.arange(batch_size) % 2).astype(np.int32),
-    }
-
-
-def write_pictures(
-    folder: Path, *, count: int, width: int, height: int, seed: int = 0
-) -> list[Path]:
-    """Write JPEG files of smooth random colours with some noise.
+def write_pictures(folder: Path, *, count: int, width: int, height: int) -> list[Path]:
+    """Write JPEG files of smooth random colours with some noise; return their paths.
 
     From number `NUM_DIFFERENT` on, files are hard links to the first ones: each has a
     name of its own, as the data sets want it, and takes no room.
-
-    Args:
-      folder: created where it is missing.
-      count: how many files.
-      width: in pixels.
-      height: in pixels.
-      seed: of the pictures.
-
-    Returns:
-      The paths, in order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:06d}.jpg" for number in range(count)]
     quality = 100 if width >= _ORIGINAL_WIDTH else 75
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     for path in paths[:NUM_DIFFERENT]:
         coarse = Image.fromarray(rng.integers(60, 220, (9, 12, 3), np.uint8))
         smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
@@ -69,11 +40,9 @@ def write_pictures(
     return paths
 
 
-def write_data_set(
-    folder: Path, *, count: int, width: int, height: int, seed: int = 0
-) -> None:
+def write_data_set(folder: Path, *, count: int, width: int, height: int) -> None:
     """Write pictures and the `labels.csv` of the data set "csv"; one in four is 1."""
-    paths = write_pictures(folder, count=count, width=width, height=height, seed=seed)
+    paths = write_pictures(folder, count=count, width=width, height=height)
     with (folder / "labels.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["path", "label"])

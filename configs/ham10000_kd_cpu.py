@@ -1,6 +1,10 @@
 """The real thing on a laptop: EfficientNet-Lite0 -> MobileNetV3-Small, 128 px, no GPU.
 
-python -m mela_jax.main --config=configs/ham10000_kd_cpu.py --workdir=runs/kd_cpu
+    python -m mela_jax.main --config=configs/ham10000_kd_cpu.py --workdir=runs/kd_cpu
+
+On 2 busy cores with seeds 0 and 1: teacher 13 and 11 min, distilled student 18 and 15,
+student without a teacher 11 and 9; test ROC-AUC 0.888 and 0.895, 0.877 and 0.879, 0.862
+and 0.869. What that shows is in docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -138,13 +138,10 @@ def class_weights(
 
 @dataclasses.dataclass(frozen=True)
 class LabelLoss:
-    """A hard loss with its numbers filled in, and how it is averaged.
+    """A hard loss with its numbers filled in, weights included, and how it is averaged.
 
-    Attributes:
-      rows: (logits float[B, K], labels int[B]) -> float32[B], weights included.
-      weights: float[C] by class; None for 1.
-      by_weight: divide the sum over a batch by the sum of its weights, as PyTorch's
-        weighted mean does, rather than by the number of its images.
+    With `by_weight` the sum over a batch is divided by the sum of its weights, as in
+    PyTorch's weighted mean, rather than by the number of its images.
     """
 
     rows: HardLoss

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from tensorboard.util.tensor_util import make_ndarray
 
-from benchmarks import events
+from benchmarks import jobs
 
 
 def read_events(folder: Path) -> dict[str, dict[int, float | str]]:
     """Return tag -> step -> the number or text written last; {} before there is any."""
     found: dict[str, dict[int, float | str]] = {}
-    for event in events.read_events(folder):
+    for event in jobs.read_events(folder):
         for value in event.summary.value:
             content = make_ndarray(value.tensor).ravel()[0]
             if isinstance(content, bytes):

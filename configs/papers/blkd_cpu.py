@@ -6,11 +6,6 @@ One seed: 256 s for the student, beside other jobs; on the test set ROC-AUC of m
 0.834, balanced accuracy 59 %. What that shows is in docs/distillation.md.
 """
 
-from ml_collections import ConfigDict
-
 from configs.papers import blkd, cpu
 
-
-def get_config() -> ConfigDict:
-    """Return the configuration."""
-    return cpu.shrink(blkd.get_config())
+get_config = cpu.shrunk(blkd.get_config)

@@ -6,11 +6,6 @@ One seed: 238 s for the student, beside other jobs; on the test set ROC-AUC of m
 0.821, balanced accuracy 52 %. What that shows is in docs/distillation.md.
 """
 
-from ml_collections import ConfigDict
-
 from configs.papers import cpu, rkd
 
-
-def get_config() -> ConfigDict:
-    """Return the configuration."""
-    return cpu.shrink(rkd.get_config())
+get_config = cpu.shrunk(rkd.get_config)

@@ -61,14 +61,10 @@ def average_teachers(
 ) -> jax.Array:
     """Return the logits float32[B, K] of one teacher that says what several say.
 
-    Those of the teacher itself where there is only one.
-
-    Args:
-      logits: float[B, K] of each teacher.
-      weights: of each teacher, >= 0; they add up to 1.
-      temperature: T, at which the probabilities are averaged.
-      average: "probabilities": the softened probabilities of the result are the
-        weighted mean of the teachers'; "logits": its logits are.
+    The weights are >= 0 and add up to 1. By `average`, either the logits of the result
+    are the weighted mean of the teachers' float[B, K] ("logits"), or its probabilities
+    softened by the temperature are ("probabilities"). A single teacher's come back as
+    they are.
 
     Raises:
       ValueError: the weights do not add up to 1.

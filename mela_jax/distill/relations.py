@@ -8,30 +8,29 @@ float[N, F] of the student and float[N, G] of the teacher, into which no gradien
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def distance_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Return how much the distances between images differ, as a scalar float32.
+    """Return how much the distances between images differ, float32[].
 
-    The mean over all N x N pairs, the zero diagonal included, of smooth-L1 (beta 1)
-    between the Euclidean distances, each network's divided by the mean of its positive
-    ones. The student's mean is differentiated, too.
+    The mean over all N x N pairs, the zero diagonal included, of the Huber loss (delta
+    1) between the Euclidean distances, each network's divided by the mean of its
+    positive ones. The student's mean is differentiated, too.
     """
-    distances = [
-        _scaled_distances(x) for x in (student, jax.lax.stop_gradient(teacher))
-    ]
-    return _smooth_l1(distances[0] - distances[1]).mean()
+    target = _scaled_distances(jax.lax.stop_gradient(teacher))
+    return optax.losses.huber_loss(_scaled_distances(student), target).mean()
 
 
 def angle_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Return how much the angles of triplets of images differ, as a scalar float32.
+    """Return how much the angles of triplets of images differ, float32[].
 
-    The mean over all N^3 triplets (a, b, c) of smooth-L1 (beta 1) between the cosines
-    <e_ab, e_ac>, e_ab being the unit vector from image a to image b, or zero where both
-    are the same point.
+    The mean over all N^3 triplets (a, b, c) of the Huber loss (delta 1) between the
+    cosines <e_ab, e_ac>, e_ab being the unit vector from image a to image b, or zero
+    where both are the same point.
     """
-    cosines = [_cosines(x) for x in (student, jax.lax.stop_gradient(teacher))]
-    return _smooth_l1(cosines[0] - cosines[1]).mean()
+    target = _cosines(jax.lax.stop_gradient(teacher))
+    return optax.losses.huber_loss(_cosines(student), target).mean()
 
 
 def _scaled_distances(x: jax.Array) -> jax.Array:
@@ -57,11 +56,9 @@ def _cosines(x: jax.Array) -> jax.Array:
 
 
 def _gram(x: jax.Array) -> jax.Array:
-    """Return the inner products float32[N, N] of rows, about their mean.
-
-    Distances and angles do not know of the origin, but rounding does.
-    """
+    """Return the inner products float32[N, N] of rows, about their mean."""
     x = x.astype(jnp.float32)
+    # Distances and angles do not know of the origin, but rounding does.
     x = x - jax.lax.stop_gradient(x.mean(axis=0))
     return jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
 
@@ -72,8 +69,3 @@ def _squared_distances(gram: jax.Array) -> jax.Array:
     # Two equal rows come out as rounding, of either sign, and not as 0.
     rounding = 4.0 * jnp.finfo(jnp.float32).eps * (norms[:, None] + norms[None])
     return jnp.where(squared > jax.lax.stop_gradient(rounding), squared, 0.0)
-
-
-def _smooth_l1(difference: jax.Array) -> jax.Array:
-    size = jnp.abs(difference)
-    return jnp.where(size < 1.0, 0.5 * difference**2, size - 0.5)

@@ -14,14 +14,10 @@ from mela_jax.state import Variables
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """One teacher.
+    """One teacher, its variables copied to every device.
 
-    Attributes:
-      network: flax module; it runs in every step, in evaluation mode, on the very
-        pixels that the student sees, unless its logits are kept.
-      variables: its variables, a copy on every device.
-      kept: float32[views, N, K], its logits of every view that training comes by; None
-        where it runs.
+    It runs in every step, in evaluation mode, on the very pixels that the student sees,
+    unless its logits float32[views, N, K] of every view of training are `kept`.
     """
 
     network: nn.Module

@@ -129,12 +129,9 @@ def make_hint_term(shapes: Seen, *, weight: float) -> Term:
 
 
 def _make_relation_term(
-    name: str,
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
-    shapes: Seen,  # not looked at: features of any two widths can be compared
-    *,
-    weight: float,
+    name: str, loss: Callable[..., jax.Array], shapes: Seen, *, weight: float
 ) -> Term:
+    # The shapes are not looked at: features of any two widths can be compared.
     return Term(
         name,
         weight,
@@ -191,11 +188,7 @@ def make_terms(
 
 
 def check_needs(terms: Sequence[Term], teachers: Sequence[Outputs]) -> None:
-    """Check that every teacher answers what the terms look at.
-
-    Raises:
-      UserError: naming the first term whose needs are not met.
-    """
+    """Raise a UserError for the first term that a teacher lacks something for."""
     for term in terms:
         for outputs in teachers:
             missing = term.needs - {"logits", "features", *outputs.maps}
@@ -210,10 +203,10 @@ def check_needs(terms: Sequence[Term], teachers: Sequence[Outputs]) -> None:
 def init_aux(
     terms: Sequence[Term], shapes: Seen | None, key: jax.Array
 ) -> dict[str, Any]:
-    """Return the first variables of the terms' auxiliary modules, by term's name.
+    """Return the random first variables of the terms' auxiliary modules, by name.
 
     Each term's loss is run once on zeros of `shapes`, which tells what its module is
-    given. `key` is the source of the random values.
+    given.
     """
     seen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 

@@ -1,9 +1,8 @@
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from benchmarks.pictures import NUM_DIFFERENT, noise_batch, write_data_set
+from benchmarks.pictures import NUM_DIFFERENT, write_data_set
 from mela_jax.data.user_csv import read_user_csv
 
 
@@ -18,12 +17,3 @@ def test_data_set_reads_as_files_of_their_own_past_the_different_ones(tmp_path: 
     assert first.read_bytes() != Path(records[1].path).read_bytes()
     with Image.open(first) as picture:
         assert (picture.format, picture.size) == ("JPEG", (20, 15))
-
-
-def test_a_batch_of_noise_is_what_a_step_takes():
-    batch = noise_batch(batch_size=5, size=4)
-    image, label = batch["image"], batch["label"]
-    assert (image.shape, image.dtype) == ((5, 4, 4, 3), np.float32)
-    assert 0 <= image.min() < 30 and 225 < image.max() <= 255
-    np.testing.assert_array_equal(label, np.int32([0, 1, 0, 1, 0]), strict=True)
-    np.testing.assert_array_equal(image, noise_batch(batch_size=5, size=4)["image"])
