@@ -210,8 +210,8 @@ def _claim(root: Path, **wanted: int) -> None:
         raise UserError(
             f"{root} holds other files; name an empty folder for the made-up lesions"
         )
-    write_atomically(root / "README.txt", README.encode())
-    write_atomically(marker, (json.dumps(content, indent=2) + "\n").encode())
+    write_text(root / "README.txt", README)
+    write_text(marker, json.dumps(content, indent=2) + "\n")
 
 
 def _stream(seed: int, *key: int) -> np.random.Generator:
