@@ -10,7 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mela_jax.errors import UserError
 from mela_jax.evaluation.subgroups import UNKNOWN
-from mela_jax.report.page import Thumbnail, diagnosis_name
+from mela_jax.report.page import Thumbnail
+from mela_jax.report.wording import diagnosis_name
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Side of a thumbnail in pixels.
