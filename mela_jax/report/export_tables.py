@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mela_jax.report.page import make_environment
+from mela_jax.report.wording import make_environment
 
 # Where the report of the run has a place for the exported files.
 _PLACE = re.compile("(<!-- exported files -->).*(<!-- end of exported files -->)", re.S)

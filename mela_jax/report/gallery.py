@@ -6,7 +6,7 @@ from typing import Any
 
 from mela_jax.evaluation.scores import Predictions
 from mela_jax.report import plots
-from mela_jax.report.page import Plot, find_class_models, find_leader, model_label
+from mela_jax.report.page import Plot
 from mela_jax.report.plots_clinical import (
     draw_confusion,
     draw_decision_curve,
@@ -14,6 +14,7 @@ from mela_jax.report.plots_clinical import (
     draw_subgroups,
 )
 from mela_jax.report.plots_training import draw_training
+from mela_jax.report.wording import find_class_models, find_leader, model_label
 
 # Colour, line style, marker: of models that every run may have, and of others in turn.
 _KNOWN: dict[str, plots.Style] = {

@@ -13,8 +13,9 @@ from mela_jax.evaluation.compare import compare
 from mela_jax.evaluation.measure import Settings
 from mela_jax.evaluation.scores import Predictions
 from mela_jax.report.gallery import draw_figures
-from mela_jax.report.page import find_leader, render
+from mela_jax.report.page import render
 from mela_jax.report.thumbnails import MAX_ALARMS, thumbnails
+from mela_jax.report.wording import find_leader
 
 
 def find_comparisons(models: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

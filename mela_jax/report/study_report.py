@@ -13,8 +13,9 @@ from typing import Any
 from mela_jax.atomic import write_atomically, write_text
 from mela_jax.evaluation.study_figures import TESTED
 from mela_jax.report import study_words as words
-from mela_jax.report.page import Plot, make_environment
+from mela_jax.report.page import Plot
 from mela_jax.report.study_plots import effect_plots, front_plots, tuning_plots
+from mela_jax.report.wording import make_environment
 
 
 def write_study_report(folder: Path, results: Mapping[str, Any]) -> Path:

@@ -17,7 +17,8 @@ from mela_jax.data.image_io import (
 )
 from mela_jax.errors import UserError
 from mela_jax.evaluation.subgroups import UNKNOWN
-from mela_jax.report.page import Thumbnail, diagnosis_name
+from mela_jax.report.page import Thumbnail
+from mela_jax.report.wording import diagnosis_name
 from mela_jax.vocabulary import PictureNames
 
 # Side of a thumbnail in pixels.

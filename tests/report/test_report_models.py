@@ -16,7 +16,7 @@ from mela_jax.labels import LabelSpace
 from mela_jax.report import words
 from mela_jax.report.gallery import model_styles
 from mela_jax.report.main_report import write_report
-from mela_jax.report.page import diagnosis_name
+from mela_jax.report.wording import diagnosis_name
 from tests.evaluation.models import (
     SETTINGS,
     draw_models,
