@@ -35,7 +35,7 @@ CNXN, AUTH, OPEN, OKAY, CLSE, WRTE = (
 )
 VERSION = 0x01000001
 MAX_PAYLOAD = 64 * 1024
-AUTH_TOKEN = 1
+AUTH_TOKEN, AUTH_PUBLIC_KEY = 1, 3
 STDOUT, STDERR, EXIT = 1, 2, 3
 
 PUSHED_PROGRAM = re.compile(rf"{DEVICE_FOLDER}/\w+/benchmark_model(?= --)")
@@ -116,8 +116,9 @@ class FakeDevice:
     Attributes:
         root: the folder that stands for ``/data/local/tmp``.
         features: what its banner offers; without ``shell_v2`` it is an old device.
-        answers: "device"; "unauthorized" asks for keys for ever; "silent" accepts the
-            connection and says nothing.
+        answers: "device"; "unauthorized" knows no key and, as a phone does, waits for
+            its owner once it has the public one; "silent" accepts the connection and
+            says nothing.
         lose_on: the device goes away when a command has this text in it.
         lose_on_push: it goes away in the middle of a push whose target has this in it.
         corrupt: a push whose target has this in it is stored with one byte changed.
@@ -287,7 +288,10 @@ class _Transport:
     def _answer(self, command: int, first: int, second: int, data: bytes) -> None:
         device = self._device
         if command in (CNXN, AUTH) and device.answers == "unauthorized":
-            self.send(AUTH, AUTH_TOKEN, 0, os.urandom(20))
+            # Another token in answer to the public key would make the server send it
+            # again, for ever and as fast as both can, which starves other devices.
+            if (command, first) != (AUTH, AUTH_PUBLIC_KEY):
+                self.send(AUTH, AUTH_TOKEN, 0, os.urandom(20))
         elif command == CNXN and device.answers == "device":
             banner = f"device::ro.product.name=fake;features={device.features}"
             self.send(CNXN, VERSION, MAX_PAYLOAD, banner.encode())

@@ -138,6 +138,13 @@ def bench(tmp_path, capsys, models, binary) -> Callable[..., Run]:
     return run
 
 
+def wait_until_listed(adb: Callable[..., str], serial: str, state: str) -> None:
+    """Wait until ``adb devices`` lists a device in that state."""
+    deadline = time.monotonic() + 600
+    while f"{serial}\t{state}" not in adb("devices"):
+        assert time.monotonic() < deadline, adb("devices")
+
+
 def check_clean(device: FakeDevice) -> None:
     """Nothing lies or runs on the device any more."""
     assert device.left_behind == []
@@ -313,6 +320,8 @@ def test_all_devices_goes_on_past_one_that_is_not_ready(attach, adb, bench):
     device, other = attach(), attach(connect=False)
     other.answers = "unauthorized"
     adb("connect", other.serial)
+    wait_until_listed(adb, other.serial, "unauthorized")
+    wait_until_listed(adb, device.serial, "device")
     run = bench("--all_devices")
     check_failure(run, Failure.UNAUTHORIZED, other.serial)
     assert run.report is not None
@@ -363,9 +372,7 @@ def test_offline(attach, adb, bench):
     device.answers = "silent"
     connecting = subprocess.Popen(["adb", "connect", device.serial])
     try:
-        deadline = time.monotonic() + 600
-        while f"{device.serial}\toffline" not in adb("devices"):
-            assert time.monotonic() < deadline
+        wait_until_listed(adb, device.serial, "offline")
         check_failure(bench(), Failure.OFFLINE, "does not answer (offline)")
     finally:
         connecting.kill()
