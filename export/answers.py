@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from mela_jax import parallel
 from mela_jax.evaluation.measure import evaluate_model, selection_metrics
 from mela_jax.evaluation.operating_point import confusion
 from mela_jax.evaluation.scores import Predictions
+from mela_jax.plan import Context
 from mela_jax.results import evaluation_settings
 from mela_jax.saved_models import make_scorer
 from mela_jax.tflite import PhoneModel
@@ -40,16 +42,11 @@ def float_answers(run: FinishedRun) -> dict[str, Answers]:
     mesh = parallel.make_mesh()
     eval_step = make_scorer(run.network, mesh)
     variables = parallel.replicate(mesh, run.variables)
+    # Scoring writes nothing, and so needs neither a workdir nor records.
+    context = Context(run.config, Path(), (), run.images, mesh)
     found = {}
     for split in SPLITS:
-        logits = score(
-            eval_step,
-            variables,
-            run.images,
-            split,
-            mesh=mesh,
-            batch_size=run.config.eval_batch_size,
-        ).astype(np.float64)
+        logits = score(eval_step, variables, context, split).astype(np.float64)
         log_odds = run.classes.log_odds(logits)
         probabilities = run.classes.probabilities(logits)
         found[split] = Answers(

@@ -59,14 +59,7 @@ def predict_splits(context: Context, name: str, model: Model) -> dict[str, Predi
     for split in ("val", "test"):
         path = context.workdir / "predictions" / f"{name}_{split}.csv"
         if not path.exists():
-            logits = score(
-                model.eval_step,
-                model.variables,
-                context.images,
-                split,
-                mesh=context.mesh,
-                batch_size=context.config.eval_batch_size,
-            )
+            logits = score(model.eval_step, model.variables, context, split)
             if parallel.is_main_process():
                 probabilities = context.images.classes.probabilities(logits)
                 predictions = to_predictions(

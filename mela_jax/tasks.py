@@ -107,7 +107,7 @@ def _make_teachers(
     Maps and features are too large to be kept: where a term looks at them, the teachers
     run in every step.
     """
-    config, views = context.config, stage.views
+    views = stage.views
     needs = frozenset[str]().union(*(term.needs for term in terms))
     keep = bool(views.recurring) and needs <= {"logits"}
     if models and views.recurring and not keep:
@@ -123,14 +123,7 @@ def _make_teachers(
         num_views = min(num_views, stage.settings.epochs * views.per_image)
     members = []
     for teacher, model in models.items():
-        logits = score(
-            model.eval_step,
-            model.variables,
-            context.images,
-            "val",
-            mesh=context.mesh,
-            batch_size=config.eval_batch_size,
-        )
+        logits = score(model.eval_step, model.variables, context, "val")
         check_are_logits(logits, source=teacher)
         kept = None
         if keep:
@@ -156,19 +149,12 @@ def make_validate(
 
     `eval_step` makes logits of variables and images on the devices.
     """
-    config, images = context.config, context.images
+    images, target = context.images, context.config.target_sensitivity
     classes, rows = images.classes, images.rows["val"]
     labels, melanoma = images.labels[rows], images.melanoma[rows].astype(np.int64)
 
     def validate(variables: Variables) -> dict[str, float]:
-        logits = score(
-            eval_step,
-            variables,
-            images,
-            "val",
-            mesh=context.mesh,
-            batch_size=config.eval_batch_size,
-        ).astype(np.float64)
+        logits = score(eval_step, variables, context, "val").astype(np.float64)
         # -log p of the label's class, as losses.cross_entropy, over the whole split.
         if classes.is_binary:
             z = logits[:, 0]
@@ -178,9 +164,7 @@ def make_validate(
             loss = -np.take_along_axis(log_p, labels[:, None], axis=1).mean()
         probabilities = classes.probabilities(logits)
         of_melanoma = selection_metrics(
-            melanoma,
-            probabilities[:, classes.melanoma],
-            target=config.target_sensitivity,
+            melanoma, probabilities[:, classes.melanoma], target=target
         )
         of_classes = class_selection_metrics(
             labels, probabilities, melanoma=classes.melanoma

@@ -18,7 +18,6 @@ from mela_jax.data.input_pipeline import make_eval_batches, make_train_batches
 from mela_jax.distill.teachers import Teachers
 from mela_jax.distill.terms import Term
 from mela_jax.errors import Stopped, UserError
-from mela_jax.images import Images
 from mela_jax.models.head import Classifier
 from mela_jax.plan import Context, Stage
 from mela_jax.progress import Progress
@@ -271,25 +270,20 @@ def stop_requests() -> Iterator[Callable[[], int]]:
 
 
 def score(
-    eval_step: EvalStep,
-    variables: Variables,
-    images: Images,
-    split: str,
-    *,
-    mesh: parallel.Mesh,
-    batch_size: int,
+    eval_step: EvalStep, variables: Variables, context: Context, split: str
 ) -> np.ndarray:
     """Return the logits float32[n, K] of a split's images, in the order of its rows."""
+    images, rows = context.images, context.images.rows[split]
     batches = make_eval_batches(
         images.evaluation,
         images.labels,
-        images.rows[split],
+        rows,
         image_size=images.image_size,
-        batch_size=batch_size,
+        batch_size=context.config.eval_batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return score_batches(eval_step, variables, batches, images.rows[split], mesh=mesh)
+    return score_batches(eval_step, variables, batches, rows, mesh=context.mesh)
 
 
 def score_batches(
