@@ -6,7 +6,7 @@ and of the spreadsheets in which people keep their own images.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -221,12 +221,13 @@ class PictureNames:
             for k in self._numbers.get(last, ())
             if same_picture(self._parsed[k], wanted)
         ]
-        for better in (
-            [k for k in found if self.names[k] == name],
-            [k for k in found if self._parsed[k].parts == wanted.parts],
-            [k for k in found if self._parsed[k].extension == wanted.extension],
-        ):
-            found = better or found
+        nearest: tuple[Callable[[int], bool], ...] = (
+            lambda k: self.names[k] == name,
+            lambda k: self._parsed[k].parts == wanted.parts,
+            lambda k: self._parsed[k].extension == wanted.extension,
+        )
+        for is_near in nearest:
+            found = list(filter(is_near, found)) or found
         if len(found) > 1:
             first, second = (self.names[k] for k in found[:2])
             raise UserError(

@@ -2,11 +2,11 @@
 
 XLA lowers a depthwise convolution to a naive loop on a CPU, one to two orders of
 magnitude slower than the memory traffic it needs, and on a GPU to cuDNN's grouped one,
-which took 4 to 16 times as long on an H100 (docs/gpu.md). Here both get k*k shifted
-multiply-adds, which XLA fuses into one loop, with a gradient of their own. On a CPU,
-where XLA also transposes both operands of the kernel gradient of a 1x1 convolution,
-that one becomes the matrix product that it is. All else, a TPU and an exported graph
-get the one `lax` convolution.
+which took 4 to 16 times as long on an H100 without autotuning (docs/gpu.md). Here both
+get k*k shifted multiply-adds, which XLA fuses into one loop, with a gradient of their
+own. On a CPU, where XLA also transposes both operands of the kernel gradient of a 1x1
+convolution, that one becomes the matrix product that it is. All else, a TPU and an
+exported graph get the one `lax` convolution.
 """
 
 import contextlib

@@ -68,6 +68,60 @@ def test_a_shared_lesion_is_found(folders: tuple[Path, Path]) -> None:
     assert found["identical_files"] == found["near_duplicates"] == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "separator", "ending"),
+    [
+        ("HAM10000_metadata.tab", "image_id", "\t", ""),
+        ("HAM10000_metadata", "image_id", ",", ""),
+        ("metadata.CSV", "isic_id", ",", ""),
+        ("GroundTruth.csv", "image_name", ";", ""),
+        ("labels.csv", "path", ",", ".png"),
+        ("labels.csv", "image_id", ",", "_downsampled.jpg"),
+    ],
+)
+def test_a_shared_lesion_is_found_in_any_spelling_of_the_table(
+    folders: tuple[Path, Path], name: str, header: str, separator: str, ending: str
+) -> None:
+    for folder in folders:
+        (folder / "metadata.csv").unlink()
+        rows = [f"mole {k}{separator}{folder.name}{k}{ending}" for k in range(5)]
+        rows[1:] = [row.replace("mole", folder.name) for row in rows[1:]]
+        lines = [f"lesion_id{separator}{header}", *rows]
+        (folder / name).write_text("\n".join(lines))
+    status, found = summary(folders)
+    assert (status, found["shared_lesions"], found["without_lesion_id"]) == (
+        LEAKS,
+        1,
+        0,
+    )
+
+
+def test_a_shared_patient_is_a_leak_too(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        table = folder / "metadata.csv"
+        header, *rows = table.read_text().splitlines()
+        rows = [f"{row},{folder.name if k else 'IP_1'}" for k, row in enumerate(rows)]
+        table.write_text("\n".join([f"{header},patient_id", *rows]))
+    status, found = summary(folders)
+    assert (status, found["shared_lesions"]) == (LEAKS, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["image_id,dx\nfirst0,mel\n", "lesion_id,image_id\nL,other\n", "\xff\xfe", ""],
+)
+def test_a_table_that_cannot_be_used_is_named_and_nothing_is_called_clean(
+    folders: tuple[Path, Path], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folders[0] / "metadata.csv").write_text(text, encoding="latin-1")
+    assert main([*map(str, folders)]) == CANNOT_RUN
+    assert str(folders[0] / "metadata.csv") in capsys.readouterr().err
+    # Beside one that can, it is only named.
+    (folders[0] / "good.csv").write_text("lesion_id,image_id\nL,first0\n")
+    assert main([*map(str, folders)]) == CLEAN
+    assert "not used: " in capsys.readouterr().err
+
+
 def test_the_groups_of_a_users_table_are_lesions(folders: tuple[Path, Path]) -> None:
     for folder, mole in zip(folders, ("mole 1", "mole 2"), strict=True):
         (folder / "metadata.csv").unlink()
@@ -129,6 +183,17 @@ def test_splits_make_the_places(folders: tuple[Path, Path], tmp_path: Path) -> N
     status, found = audit()
     assert status == LEAKS
     assert found["identical_files"] == 1
+
+
+def test_the_splits_of_a_run_name_paths(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    names = [f"{f.name}/images/{p.name}" for f in folders for p in f.glob("images/*")]
+    lines = [f"{n},{n},0,{'train' if 'first' in n else 'test'}" for n in names]
+    table = tmp_path / "splits.csv"
+    table.write_text("\n".join(["image_id,lesion_id,label,split", *lines]))
+    status, found = summary(folders, f"--splits={table}")
+    assert (status, found["images"]) == (CLEAN, {"train": 5, "test": 5})
 
 
 def test_hamming_distances_agree_with_the_librarys(

@@ -40,6 +40,57 @@ def test_reads(folder):
     assert by_id[f"{folder}/sub/d.jpg"].label == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("path;label\na.png;1.0\nsub/d.jpg;0.0\n", [1, 0]),
+        ("path\tlabel\na.png\tmalignant\nsub/d.jpg\tbenign\n", [1, 0]),
+        ("File,Target\na.png,TRUE\nsub/d.jpg,False\n", [1, 0]),
+        ("image_path,label\na.png,mel\nsub/d.jpg,nv\n", [1, 0]),
+        ('path,diagnosis\na.png,"Melanoma, NOS"\nsub/d.jpg,Nevus\n', [1, 0]),
+        ("path,MEL,NV,BCC\na.png,1,0,0\nsub/d.jpg,0,0,1\n", [1, 0]),
+    ],
+)
+def test_tables_of_other_spellings_say_the_same(folder, text, labels):
+    (folder / "labels.csv").write_text(text)
+    records = read_user_csv(folder)
+    assert [r.label for r in records] == labels
+    assert [r.image_id for r in records] == ["a.png", "sub/d.jpg"]
+
+
+@pytest.mark.parametrize("column", ["group", "lesion_id", "Patient ID", "lesion"])
+def test_images_that_any_column_groups_stay_together(folder, column):
+    (folder / "labels.csv").write_text(
+        f"path,label,{column}\na.png,1,G\nsub/d.jpg,0,G\n"
+    )
+    assert {r.lesion_id for r in read_user_csv(folder)} == {"G"}
+
+
+def test_a_third_image_joins_two(folder):
+    """What one table calls a lesion of a patient holds all images of both together."""
+    (folder / "labels.csv").write_text(
+        "path,label,lesion_id,patient_id\n"
+        'a.png,1,L1,P1\nsub/d.jpg,0,L2,P1\n"sub/b, c.bmp",0,L2,\n'
+    )
+    assert {r.lesion_id for r in read_user_csv(folder)} == {"P1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label,target\na.png,1,0\n", "label is '1' and target is '0'"),
+        ("path,label,dx\na.png,malignant,bcc\n", "'malignant' and diagnosis 'bcc'"),
+        ("path,label,age\na.png,1,-1\n", "line 2: age '-1'"),
+        ("path,label,age\na.png,1,999\n", "line 2: age '999'"),
+        ("path,image_id,label\na.png,b,1\n", "path is 'a.png' and image_id is 'b'"),
+    ],
+)
+def test_what_the_report_would_refuse_is_refused_here(folder, text, message):
+    (folder / "labels.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_user_csv(folder)
+
+
 def test_diagnosis_and_source(folder):
     """They may be there, in any case and order; what is not known is empty."""
     (folder / "labels.csv").write_text(
