@@ -9,6 +9,7 @@ only. Anything else than a `UserError` ends the run with the example that did it
 
 import argparse
 import csv
+import functools
 import io
 import logging
 import tempfile
@@ -25,10 +26,11 @@ from PIL import Image
 from mela_jax.data.image_io import read_image
 from mela_jax.data.leakage import list_pictures
 from mela_jax.data.published import LAYOUTS, read_published
+from mela_jax.data.records import Record
 from mela_jax.data.user_csv import read_user_csv
 from mela_jax.errors import UserError
 from mela_jax.evaluation.isic import read_scores
-from mela_jax.vocabulary import COLUMNS
+from mela_jax.vocabulary import COLUMNS, picture_name
 
 NAMES = ("ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4")
 # Meaning of a column -> its cells; "score" has no other name.
@@ -53,7 +55,9 @@ ENCODINGS = ("utf-8", "utf-8-sig", "utf-16")
 
 
 @st.composite
-def spelt_otherwise(draw: Callable, *, columns: Sequence[str]) -> bytes:
+def spelt_otherwise(
+    draw: Callable, *, columns: Sequence[str], endings: Sequence[str]
+) -> bytes:
     """Draw the bytes of a table that says what `TABLE` says in these columns."""
     header, cells = [], []
     for meaning in draw(st.permutations(columns)):
@@ -63,7 +67,7 @@ def spelt_otherwise(draw: Callable, *, columns: Sequence[str]) -> bytes:
         gap = draw(st.sampled_from("_ -"))
         header.append(change(name).replace("_", gap))
         if meaning == "image_id":
-            ending = draw(st.sampled_from(("", ".jpg", ".JPG", "_downsampled")))
+            ending = draw(st.sampled_from(endings))
             cells.append([cell + ending for cell in TABLE[meaning]])
         else:
             words = WORDS.get(meaning, {})
@@ -103,6 +107,10 @@ def damaged(draw: Callable, *, content: bytes) -> bytes:
     return bytes(result)
 
 
+def _years(record: Record) -> float | None:
+    return float(record.age) if record.age else None
+
+
 class Readers:
     """Every reader of tables, over one folder of four pictures."""
 
@@ -120,7 +128,9 @@ class Readers:
     def user_csv(self, content: bytes) -> list[tuple]:
         (self._folder / "labels.csv").write_bytes(content)
         found = read_user_csv(self._folder)
-        return sorted((Path(r.path).stem, r.lesion_id, r.label, r.age) for r in found)
+        return sorted(
+            (Path(r.path).stem, r.lesion_id, r.label, _years(r)) for r in found
+        )
 
     def published(self, name: str, content: bytes) -> list[tuple]:
         table = self._folder / f"{LAYOUTS[name].tables[0][0]}.csv"
@@ -129,7 +139,7 @@ class Readers:
             found = read_published(self._folder, LAYOUTS[name])
         finally:
             table.unlink()
-        return [(r.image_id, r.lesion_id, r.label, r.dx, r.age) for r in found]
+        return [(r.image_id, r.lesion_id, r.label, r.dx, _years(r)) for r in found]
 
     def audit(self, content: bytes) -> list[tuple]:
         table = self._folder / "metadata.csv"
@@ -140,17 +150,35 @@ class Readers:
             table.unlink()
         return [(p.path.stem, sorted(p.groups)) for p in found]
 
+    def picture(self, content: bytes) -> None:
+        path = self._folder / ".picture"
+        path.write_bytes(content)
+        image = read_image(path)
+        assert image.dtype == np.uint8 and image.shape[2] == 3
+
     def scores(self, content: bytes) -> list[tuple]:
         (self._folder / "scores.csv").write_bytes(content)
         try:
             found = read_scores(self._folder / "scores.csv")
         finally:
             (self._folder / "scores.csv").unlink()
-        names = (
-            Path(name).stem.removesuffix("_downsampled") for name in found.image_id
-        )
+        names = [picture_name(name).parts[-1] for name in found.image_id]
         columns = (found.lesion_id, found.label.tolist(), found.score.tolist())
         return sorted(zip(names, *columns, strict=True))
+
+
+def make_columns(readers: Readers) -> dict[str, tuple[Callable, tuple[str, ...]]]:
+    """Return for each reader of tables its function and the columns that it gets."""
+    known = ("image_id", "lesion_id", "dx", "age", "sex")
+    found: dict[str, tuple[Callable, tuple[str, ...]]] = {
+        "user's table": (readers.user_csv, (*known[:4], "label")),
+        "score table": (readers.scores, ("image_id", "lesion_id", "label", "score")),
+        "audit": (readers.audit, known[:3]),
+    }
+    for name, layout in LAYOUTS.items():
+        if len(layout.tables[0]) == 1:
+            found[name] = (functools.partial(readers.published, name), known)
+    return found
 
 
 def run(examples: int, seed: int) -> Counter:
@@ -163,68 +191,53 @@ def run(examples: int, seed: int) -> Counter:
     logging.disable(logging.WARNING)
     counts: Counter = Counter()
 
-    def check(test: Callable, **strategies: st.SearchStrategy) -> None:
-        settings = hypothesis.settings(
+    def check(strategy: st.SearchStrategy[bytes], use: Callable[[bytes], str]) -> None:
+        @hypothesis.seed(seed)
+        @hypothesis.settings(
             max_examples=examples,
             deadline=None,
             database=None,
             suppress_health_check=list(hypothesis.HealthCheck),
         )
-        hypothesis.seed(seed)(settings(hypothesis.given(**strategies)(test)))()
+        @hypothesis.given(strategy)
+        def test(content: bytes) -> None:
+            counts[use(content)] += 1
+
+        test()
+
+    def survives(name: str, read: Callable, content: bytes) -> str:
+        try:
+            read(content)
+        except UserError as error:
+            assert "\n" not in str(error), error
+            return f"{name}, damaged: refused"
+        return f"{name}, damaged: read"
+
+    def same(name: str, read: Callable, expected: list[tuple], content: bytes) -> str:
+        found = read(content)
+        assert found == expected, (name, found, expected)
+        return f"{name}, spelt otherwise: the same records"
 
     with tempfile.TemporaryDirectory() as folder:
         readers = Readers(Path(folder))
-        known = ("image_id", "lesion_id", "dx", "age", "sex")
-        tables = {
-            "user's table": (readers.user_csv, ("image_id", "lesion_id", "label", "dx", "age")),
-            "score table": (readers.scores, ("image_id", "lesion_id", "label", "score")),
-            "audit": (readers.audit, ("image_id", "lesion_id", "dx")),
-            **{
-                name: (lambda content, name=name: readers.published(name, content), known)
-                for name in LAYOUTS
-                if len(LAYOUTS[name].tables[0]) == 1
-            },
-        }  # fmt: skip
-        for name, (read, columns) in tables.items():
-            # The user's table names files.
+        for name, (read, columns) in make_columns(readers).items():
+            # The user's own table names files.
+            endings = ("", ".jpg", ".JPG", "_downsampled.jpg")
+            endings = (".jpg",) if name == "user's table" else endings
             rows = zip(*(TABLE[column] for column in columns), strict=True)
-            lines = [",".join(columns), *(",".join(row) for row in rows)]
-            good = "\n".join(lines).encode()
-            if name == "user's table":
-                good = good.replace(b"ISIC_", b"ISIC_")
-                for cell in NAMES:
-                    good = good.replace(cell.encode() + b",", f"{cell}.jpg,".encode())
+            named = [(image + endings[0], *row) for image, *row in rows]
+            good = "\n".join(map(",".join, [columns, *named])).encode()
             expected = read(good)
-
-            def same(content: bytes, read=read, expected=expected, name=name) -> None:
-                found = read(content)
-                assert found == expected, (name, found, expected)
-                counts[f"{name}, spelt otherwise: same records"] += 1
-
-            def survives(content: bytes, read=read, name=name) -> None:
-                try:
-                    read(content)
-                    counts[f"{name}, damaged: read"] += 1
-                except UserError as error:
-                    assert "\n" not in str(error), error
-                    counts[f"{name}, damaged: refused"] += 1
-
-            if name != "user's table":  # Whose names are those of files.
-                check(same, content=spelt_otherwise(columns=columns))
-            check(survives, content=damaged(content=good))
+            check(
+                spelt_otherwise(columns=columns, endings=endings),
+                functools.partial(same, name, read, expected),
+            )
+            check(damaged(content=good), functools.partial(survives, name, read))
         for kind, picture in readers.pictures.items():
-
-            def decodes(content: bytes, kind=kind, path=Path(folder, "x")) -> None:
-                path.write_bytes(content)
-                try:
-                    image = read_image(path)
-                    assert image.dtype == np.uint8 and image.shape[2] == 3
-                    counts[f"{kind}, damaged: read"] += 1
-                except UserError as error:
-                    assert "\n" not in str(error), error
-                    counts[f"{kind}, damaged: refused"] += 1
-
-            check(decodes, content=damaged(content=picture))
+            check(
+                damaged(content=picture),
+                functools.partial(survives, f"{kind} picture", readers.picture),
+            )
     return counts
 
 

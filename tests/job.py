@@ -53,6 +53,11 @@ class Running:
         """What it has said so far."""
         return self._err.read_text(errors="replace")
 
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
     def wait_for(self, event: Callable[[], object]) -> None:
         """Poll for an event as fast as may be; the process must not end before."""
         deadline = time.monotonic() + TIMEOUT
