@@ -31,6 +31,7 @@ from mela_jax.train import FitResult
 from tests import tiny
 from tests.events import read_events
 from tests.job import Job
+from tests.locks import wait_until_blocked
 from tests.views import OFF
 
 SETTINGS = tiny.SETTINGS
@@ -409,8 +410,7 @@ def test_killed_in_the_middle_the_one_that_waits_takes_over(
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     waiting = start(tmp_path, "waiting")
-    with pytest.raises(subprocess.TimeoutExpired):
-        waiting.wait(timeout=8)
+    wait_until_blocked(waiting)
     assert num_calls(tmp_path, "waiting") == 0
     killed.send_signal(signal.SIGKILL)
     killed.communicate()

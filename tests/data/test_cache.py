@@ -18,6 +18,7 @@ from mela_jax.data.input_pipeline import make_eval_batches, make_train_batches
 from mela_jax.data.records import Record
 from mela_jax.data.views import AugmentSettings, Views
 from mela_jax.errors import UserError
+from tests.locks import wait_until_blocked
 
 OPTIONS = {"size": 16, "crop": "center"}
 
@@ -232,9 +233,7 @@ def test_killed_while_building_the_one_that_waits_takes_over(tmp_path, records):
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     waiting = start(folder, records)
-    with pytest.raises(subprocess.TimeoutExpired):
-        waiting.wait(timeout=2)
-    # Now, for the other takes it away as soon as it can.
+    wait_until_blocked(waiting)
     assert [p.name[0] for p in folder.iterdir() if p.is_dir()] == ["."]
     killed.send_signal(signal.SIGKILL)
     killed.communicate()

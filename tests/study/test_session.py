@@ -17,7 +17,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mela_jax.errors import UserError
-from mela_jax.study import session
+from mela_jax.study import database, session
 from mela_jax.study.spec import Study
 from mela_jax.study.worker import History, Job
 from tests.study.conftest import PASSWORD
@@ -147,21 +147,37 @@ def test_a_heartbeat_that_is_lost_ends_no_run(
     monkeypatch.setattr(threading, "excepthook", raised.append)
     quick = make_job(tmp_path / "log.txt", seconds=0)
     beats: list[str] = []
+    attempts: list[int] = []
+    record = database.Storage.record_heartbeat
+
+    def count(storage: database.Storage, trial_id: int) -> None:
+        record(storage, trial_id)
+        attempts.append(trial_id)
+
+    monkeypatch.setattr(database.Storage, "record_heartbeat", count)
+
+    def wait_for_a_beat() -> None:
+        # The first one may have begun before.
+        wanted = len(attempts) + 2
+        deadline = time.monotonic() + 300
+        while len(attempts) < wanted:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def job(
         config: ConfigDict, folder: Path, on_epoch: Callable[[History], None]
     ) -> float:
-        with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as connection:
             if not beats:
-                database.execute(
+                connection.execute(
                     "CREATE TRIGGER full BEFORE UPDATE ON trial_heartbeats BEGIN"
                     " INSERT INTO a_full_disk VALUES (1); END"
                 )
                 for statement in ("DROP TRIGGER full", "SELECT 1"):
-                    time.sleep(1.5)
+                    wait_for_a_beat()
                     query = "SELECT max(heartbeat) FROM trial_heartbeats"
-                    beats.extend(*database.execute(query))
-                    database.execute(statement)
+                    beats.extend(*connection.execute(query))
+                    connection.execute(statement)
         return quick(config, folder, on_epoch)
 
     assert {run.state for run in work(tmp_path, job=job, heartbeat=1)} == {"complete"}
