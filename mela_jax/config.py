@@ -83,6 +83,8 @@ def default() -> ConfigDict:
     c.baseline = False
 
     c.data = ConfigDict()
+    # "ham10000", "isic_archive", "isic_2019", "isic_2020" or "pad_ufes_20", as they are
+    # downloaded; "csv", the user's own table; "phantom", made-up lesions.
     c.data.name = "ham10000"
     # The folder of the data set; for "csv", the folder or the file; for "phantom",
     # where the made-up lesions are written.
