@@ -57,12 +57,13 @@ def test_a_report_is_written_with_the_packaged_templates(installed, tmp_path):
     assert "</html>" in (tmp_path / "report.html").read_text()
 
 
-def test_a_configuration_of_any_folder_is_read(installed, tmp_path):
+@pytest.mark.parametrize("name", ["mine.py", "tiny", "configs/tiny.py"])
+def test_a_configuration_of_any_folder_is_read(installed, tmp_path, name):
     (tmp_path / "mine.py").write_text(
         "from configs import tiny\ndef get_config():\n    return tiny.get_config()\n"
     )
     done = subprocess.run(
-        [installed / "bin" / "mela-train", "--config=mine.py", "--workdir=run"]
+        [installed / "bin" / "mela-train", f"--config={name}", "--workdir=run"]
         + ["--config.student.epochs=0"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(installed)},

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mela_jax.data.image_io import BadImageError, load_square, read_image, to_square
+from mela_jax.data.image_io import (
+    MASK_FILES,
+    MASK_FOLDERS,
+    BadImageError,
+    list_pictures,
+    load_square,
+    read_image,
+    to_square,
+)
 
 
 @pytest.fixture
@@ -198,3 +206,31 @@ def test_reduction_covers_the_whole_source():
     board = (np.indices((256, 256)).sum(axis=0) % 2 * 255).astype(np.uint8)
     small = to_square(np.repeat(board[..., None], 3, -1), size=16, crop="center")
     assert np.abs(small.astype(int) - 127).max() <= 2
+
+
+def test_pictures_are_listed_through_links_and_without_masks(tmp_path, picture):
+    for name in ("b.JPG", "a/c.jfif", "a/d.jpe", "masks/m.png", "x_segmentation.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / name, "JPEG")
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / ".hidden.jpg").touch()
+    (tmp_path / "gone.png").symlink_to("../.git/annex/objects/gone.png")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    found = list_pictures(tmp_path, skip_folders=MASK_FOLDERS, skip_files=MASK_FILES)
+    names = ["IMG_1.HEIC", "a/c.jfif", "a/d.jpe", "b.JPG", "gone.png"]
+    assert found.pictures == [str(tmp_path / name) for name in names]
+    assert found.others == [str(tmp_path / "notes.txt")]
+    assert len(list_pictures(tmp_path).pictures) == 7
+    for name in ("a/c.jfif", "a/d.jpe"):
+        assert read_image(tmp_path / name).shape == (30, 40, 3)
+
+
+def test_what_to_do_with_a_phones_photograph_or_a_broken_link_is_said(tmp_path):
+    photograph, link = tmp_path / "IMG_1.HEIC", tmp_path / "x.jpg"
+    photograph.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    link.symlink_to("../.git/annex/objects/absent.jpg")
+    with pytest.raises(BadImageError, match="IMG_1.HEIC"):
+        read_image(photograph)
+    with pytest.raises(BadImageError, match="annex/objects/absent.jpg, .* not there"):
+        read_image(link)

@@ -32,6 +32,24 @@ def test_every_form_meets_its_truth(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "truth",
+    [
+        "isic_id;Benign_Malignant;lesion_id\nISIC_2.jpg;benign;L\nISIC_1.jpg;malignant;L\n",
+        "image_name,patient_id,target\nISIC_1,L,1.0\nISIC_2_downsampled,L,0.0\n",
+        "image,MEL,NV,BCC,patient_id\nISIC_2,0,1.0,0,L\nISIC_1,1,0,0,L\n",
+    ],
+)
+@pytest.mark.parametrize("form", ["2017", "2020", "2016"])
+def test_lesions_and_patients_of_the_truth_are_not_lost(
+    form: str, truth: str, tmp_path: Path
+) -> None:
+    found = read_scores(*write(tmp_path, FORMS[form], truth))
+    assert found.label.tolist() == [1, 0]
+    # As one lesion they count once in every interval.
+    assert found.num_lesions == 1
+
+
+@pytest.mark.parametrize(
     ("scores", "truth", "message"),
     [
         ("", TRUTH, "is empty"),
