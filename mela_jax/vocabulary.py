@@ -53,12 +53,14 @@ _DIAGNOSES = {
     "mel": "melanoma; malignant melanoma; melanoma, nos; melanoma in situ; melanoma"
     " invasive; melanoma metastasis; metastatic melanoma; nodular melanoma; superficial"
     " spreading melanoma; lentigo maligna; lentigo maligna melanoma; amelanotic"
-    " melanoma; acral melanoma; acral lentiginous melanoma; desmoplastic melanoma",
+    " melanoma; acral melanoma; acral lentiginous melanoma; desmoplastic"
+    " melanoma; melanoma (in situ); melanoma (less than 0.76 mm); melanoma (0.76 to 1.5 mm); melanoma (more than 1.5 mm)",
     "nv": "nev; nevus; naevus; nevi; naevi; nevus, nos; melanocytic nevus; melanocytic"
     " naevus; melanocytic nevi; common nevus; dysplastic nevus; atypical nevus; nevus,"
     " atypical, dysplastic, or clark; nevus, congenital; nevus, acral; blue nevus;"
     " nevus, blue; spitz nevus; nevus, spitz; nevus, combined; nevus, recurrent or"
-    " persistent",
+    " persistent; clark nevus; reed or spitz nevus; congenital nevus; dermal nevus;"
+    " combined nevus; recurrent nevus",
     "bcc": "basal cell carcinoma; basal cell carcinoma, nodular; basal cell carcinoma,"
     " superficial",
     "akiec": "ak; ack; actinic keratosis; solar or actinic keratosis; bowen's disease;"
@@ -79,8 +81,9 @@ _CODES = {
 }
 
 _LABELS = {
-    1: ("true", "yes", "malignant"),
-    0: ("false", "no", "benign", "other", "non-melanoma", "not melanoma"),
+    1: ("true", "yes", "positive", "malignant"),
+    0: ("false", "no", "negative", "benign", "other", "nonmelanoma", "non-melanoma")
+    + ("non melanoma", "not melanoma", "no melanoma"),
 }
 _LABEL_OF = {word: label for label, words in _LABELS.items() for word in words}
 LABEL_HELP = (

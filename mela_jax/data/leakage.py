@@ -53,8 +53,10 @@ KINDS = {
     "near": "near_duplicates",
 }
 
-# Of tables, and of HAM10000's as Dataverse gives it.
-_TABLE = re.compile(r"\.(csv|tsv|tab)$|^HAM10000_metadata(\.txt)?$", re.IGNORECASE)
+# Of tables, those too that cannot be read, and of HAM10000's as Dataverse gives it.
+_TABLE = re.compile(
+    r"\.(csv|tsv|tab|xlsx?|ods|parquet)$|^HAM10000_metadata(\.txt)?$", re.IGNORECASE
+)
 
 
 # Kind of a grouping, "lesion" or "patient", and its name.
@@ -102,7 +104,7 @@ def list_pictures(
     """List the images below folders, masks left out, with lesion and place.
 
     Args:
-        folders: each with images at any depth and, where known, tables at its top
+        folders: each with images at any depth and, where known, tables beside them
             that name images and their lesions or patients.
         splits: of images and lesions; None: each folder is a place.
 
@@ -262,7 +264,9 @@ def _leaks(kind: str, what: str, group: Sequence[Picture]) -> Iterator[Leak]:
 
 
 def _read_groups(root: Path, pictures: Sequence[str]) -> list[Groups]:
-    """Return the lesions and patients of each picture, from the tables at the top.
+    """Return the lesions and patients of each picture, from the tables beside them.
+
+    Beside is in the folder itself, or in one below it on the way to a picture.
 
     Raises:
         UserError: two tables disagree on a picture, or there are tables and none of
@@ -270,7 +274,10 @@ def _read_groups(root: Path, pictures: Sequence[str]) -> list[Groups]:
     """
     found: list[dict[str, str]] = [{} for _ in pictures]
     unused, used = [], False
-    for path in sorted(p for p in root.iterdir() if _TABLE.search(p.name)):
+    folders = {root, *(folder for p in pictures for folder in Path(p).parents)}
+    folders = {folder for folder in folders if folder.is_relative_to(root)}
+    files = sorted(path for folder in folders for path in folder.iterdir())
+    for path in filter(lambda path: _TABLE.search(path.name), files):
         try:
             table = read_table(path)
             groupings = [name for name in GROUPINGS if table.has(name)]

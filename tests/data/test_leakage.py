@@ -96,6 +96,16 @@ def test_a_shared_lesion_is_found_in_any_spelling_of_the_table(
     )
 
 
+def test_a_table_in_the_folder_of_the_pictures_is_read(
+    folders: tuple[Path, Path],
+) -> None:
+    for folder in folders:
+        table = (folder / "metadata.csv").rename(folder / "images" / "metadata.csv")
+        table.write_text(table.read_text().replace("second-lesion3", "first-lesion0"))
+    status, found = summary(folders)
+    assert (status, found["shared_lesions"], found["without_lesion_id"]) == (1, 1, 0)
+
+
 def test_a_shared_patient_is_a_leak_too(folders: tuple[Path, Path]) -> None:
     for folder in folders:
         table = folder / "metadata.csv"
@@ -116,6 +126,12 @@ def test_a_table_that_cannot_be_used_is_named_and_nothing_is_called_clean(
     (folders[0] / "metadata.csv").write_text(text, encoding="latin-1")
     assert main([*map(str, folders)]) == CANNOT_RUN
     assert str(folders[0] / "metadata.csv") in capsys.readouterr().err
+    # So is one in the folder of the pictures, or in a format that cannot be read.
+    for place in ("images/metadata.csv", "images/moles.xlsx"):
+        table = (folders[0] / "metadata.csv").rename(folders[0] / place)
+        assert main([*map(str, folders)]) == CANNOT_RUN
+        assert str(table) in capsys.readouterr().err
+        table.rename(folders[0] / "metadata.csv")
     # Beside one that can, it is only named.
     (folders[0] / "good.csv").write_text("lesion_id,image_id\nL,first0\n")
     assert main([*map(str, folders)]) == CLEAN
