@@ -54,7 +54,8 @@ _DIAGNOSES = {
     " invasive; melanoma metastasis; metastatic melanoma; nodular melanoma; superficial"
     " spreading melanoma; lentigo maligna; lentigo maligna melanoma; amelanotic"
     " melanoma; acral melanoma; acral lentiginous melanoma; desmoplastic"
-    " melanoma; melanoma (in situ); melanoma (less than 0.76 mm); melanoma (0.76 to 1.5 mm); melanoma (more than 1.5 mm)",
+    " melanoma; melanoma (in situ); melanoma (less than 0.76 mm); melanoma (0.76 to 1.5"
+    " mm); melanoma (more than 1.5 mm)",
     "nv": "nev; nevus; naevus; nevi; naevi; nevus, nos; melanocytic nevus; melanocytic"
     " naevus; melanocytic nevi; common nevus; dysplastic nevus; atypical nevus; nevus,"
     " atypical, dysplastic, or clark; nevus, congenital; nevus, acral; blue nevus;"
