@@ -81,9 +81,18 @@ def read_groups(table: Table, names: Sequence[str]) -> list[str]:
     Args:
       table: its rows are the images.
       names: of the images, as `read_names` gives them.
+
+    Raises:
+      UserError: there are such columns, and nothing in them.
     """
     columns = {name: table.texts(name) for name in GROUPINGS if table.has(name)}
     alone = [not any(cells) for cells in zip(*columns.values(), strict=True)]
+    if columns and all(alone):
+        raise UserError(
+            f"{table.path}: {' and '.join(columns)} are empty in every row, so images"
+            " of one lesion would count as independent; fill them in, or remove the"
+            " columns to take each image as a lesion of its own"
+        )
     if any(alone):
         _logger.warning(
             "%s: %d of %d images have no %s; each of them is taken as a lesion of its"

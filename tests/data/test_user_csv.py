@@ -80,6 +80,10 @@ def test_a_third_image_joins_two(folder):
     [
         ("path,label,target\na.png,1,0\n", "label is '1' and target is '0'"),
         ("path,label,dx\na.png,malignant,bcc\n", "'malignant' and diagnosis 'bcc'"),
+        (
+            "path,label,group\na.png,1,\nsub/d.jpg,0,NA\n",
+            "group are empty in every row",
+        ),
         ("path,label,age\na.png,1,-1\n", "line 2: age '-1'"),
         ("path,label,age\na.png,1,999\n", "line 2: age '999'"),
         ("path,image_id,label\na.png,b,1\n", "path is 'a.png' and image_id is 'b'"),
