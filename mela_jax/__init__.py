@@ -18,5 +18,5 @@ def _end_quietly(
 
 
 # A command that is still importing what it needs: its own handling is not there yet.
-if sys.argv[:1] == ["-m"] or Path(sys.argv[0]).name.startswith("mela-"):
+if sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).name.startswith("mela-"):
     sys.excepthook = _end_quietly

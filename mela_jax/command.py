@@ -60,9 +60,10 @@ def prepare_process() -> None:
     if not os.environ.get("HOME") and not _has_home():
         folder = os.path.join(tempfile.gettempdir(), f"mela-{os.getuid()}")
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        if os.stat(folder).st_uid == os.getuid():
-            os.environ["HOME"] = folder
-            print(f"no home folder: caches go to {folder}", file=sys.stderr)
+        if os.stat(folder).st_uid != os.getuid():  # Somebody else's trap.
+            folder = tempfile.mkdtemp(prefix="mela-")
+        os.environ["HOME"] = folder
+        print(f"no home folder: caches go to {folder}", file=sys.stderr)
 
 
 def _has_home() -> bool:

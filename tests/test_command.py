@@ -128,3 +128,26 @@ def test_a_configuration_is_found_by_its_name_from_any_folder(
     assert os.path.samefile(find_file(name), REPOSITORY / file)
     assert find_file(f"{name}:7").endswith(".py:7")
     assert find_file("absent") == "absent"
+
+
+PRINT_HOME = """
+import os
+from pathlib import Path
+from mela_jax import command
+command._has_home = lambda: False
+command.prepare_process()
+assert Path.home().is_dir() and os.stat(Path.home()).st_uid == os.getuid()
+"""
+
+
+def test_a_user_without_a_home_folder_gets_one(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "HOME"}
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_HOME],
+        cwd=REPOSITORY,
+        env=environment | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"no home folder: caches go to {tmp_path}")
