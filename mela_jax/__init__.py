@@ -1,11 +1,14 @@
 """mela_jax: dermoscopy images to a phone-sized melanoma classifier, stated honestly."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from types import TracebackType
 
 __version__ = "0.1.0"
+
+INTERRUPTED = "interrupted; the same command starts again"
 
 
 def _end_quietly(
@@ -13,8 +16,8 @@ def _end_quietly(
 ) -> None:
     if not issubclass(kind, KeyboardInterrupt):
         return sys.__excepthook__(kind, error, trace)
-    print("interrupted; the same command starts again", file=sys.stderr, flush=True)
-    os._exit(130)
+    print(INTERRUPTED, file=sys.stderr, flush=True)
+    os._exit(128 + signal.SIGINT)
 
 
 # A command that is still importing what it needs: its own handling is not there yet.

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from mela_jax import INTERRUPTED
 from mela_jax.errors import Stopped, UserError
 from mela_jax.quiet import hide_chatter
 
@@ -38,7 +39,7 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
             print(f"error: {error}", file=sys.stderr)
             return REFUSED
         except KeyboardInterrupt as interrupt:
-            print("interrupted; the same command starts again", file=sys.stderr)
+            print(INTERRUPTED, file=sys.stderr)
             return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
         except BrokenPipeError:
             # What is still to be written as the process ends has no reader either.

@@ -14,9 +14,7 @@ standard error and have no row; all others are scored.
 """
 
 import argparse
-import csv
 import glob
-import io
 import itertools
 import os
 import sys
@@ -26,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from mela_jax.atomic import write_text
 from mela_jax.command import REFUSED, Parser, guarded, number, positive, prepare_process
 from mela_jax.data.image_io import (
     CROPS,
@@ -38,6 +35,7 @@ from mela_jax.data.image_io import (
 from mela_jax.errors import UserError
 from mela_jax.evaluation.classes import PREFIX
 from mela_jax.inference import DEFAULT_WHICH, Scorer, make_scorer
+from mela_jax.tables import write_table
 from mela_jax.vocabulary import first_of
 
 COLUMNS = ("image", "score", "threshold", "decision")
@@ -165,15 +163,14 @@ def write_scores(
         UserError: the file cannot be written, or the disk is full.
     """
     classes = scorer.classes if len(scorer.classes) > 1 else ()
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*COLUMNS, *(PREFIX + name for name in classes)))
+    rows = []
     for image, row in zip(images, scores.tolist(), strict=True):
         score = row[scorer.melanoma]
         decision = FLAGGED if score >= scorer.threshold else NOT_FLAGGED
         by_class = row if classes else ()
-        writer.writerow((image, score, scorer.threshold, decision, *by_class))
-    write_text(os.path.realpath(path), text.getvalue())
+        rows.append((image, score, scorer.threshold, decision, *by_class))
+    columns = (*COLUMNS, *(PREFIX + name for name in classes))
+    write_table(os.path.realpath(path), columns, rows)
 
 
 def check_output(path: str, *, images: Sequence[str]) -> None:

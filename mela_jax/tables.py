@@ -1,4 +1,4 @@
-"""The one reader of tables: CSV and its kin, whatever program wrote them."""
+"""The one reader and writer of tables: CSV and its kin, whatever program wrote them."""
 
 import codecs
 import csv
@@ -6,10 +6,11 @@ import io
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mela_jax.atomic import write_text
 from mela_jax.errors import UserError
 from mela_jax.vocabulary import (
     COLUMNS,
@@ -110,6 +111,23 @@ class Table:
         absent = dict.fromkeys(optional, "")
         for number, cells in enumerate(zip(*columns, strict=True)):
             yield self.place(number), absent | dict(zip(names, cells, strict=True))
+
+
+def write_table(
+    path: str | os.PathLike[str],
+    columns: Iterable[str],
+    rows: Iterable[Iterable[object]],
+) -> None:
+    """Write a CSV whole or not at all; floats as the shortest text that names them.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written to.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def join_tables(table: Table, other: Table) -> Table:

@@ -281,10 +281,10 @@ def _read_groups(root: Path, pictures: Sequence[str]) -> list[Groups]:
         try:
             table = read_table(path)
             groupings = [name for name in GROUPINGS if table.has(name)]
-            if not table.has("image_id") or not groupings:
-                table.require("image_id"), table.require("lesion_id")
-            columns = {name: table.texts(name) for name in groupings}
             names = PictureNames(table.texts("path"))
+            if not groupings:
+                table.require("lesion_id")  # Which says what it has instead.
+            columns = {name: table.texts(name) for name in groupings}
             rows = [names.find(picture) for picture in pictures]
             if all(row is None for row in rows):
                 raise UserError(f"{path}: names none of the images in {root}")

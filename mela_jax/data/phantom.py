@@ -5,7 +5,6 @@ The ABCD rule of dermatoscopy. J Am Acad Dermatol 30 (1994)), with some noise th
 picture shows. A lesion depends on the seed and its own number alone.
 """
 
-import csv
 import io
 import json
 import os
@@ -19,6 +18,7 @@ from mela_jax.atomic import write_atomically, write_text
 from mela_jax.data.records import Record
 from mela_jax.data.user_csv import read_user_csv
 from mela_jax.errors import UserError
+from mela_jax.tables import write_table
 
 # Changes whenever the pictures do, so that a folder from before is not taken for these.
 VERSION = 1
@@ -150,21 +150,19 @@ def write_phantom(
     labels = root / "labels.csv"
     if labels.exists() and b"dx" in labels.read_bytes().partition(b"\n")[0]:
         return
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("path", "label", "group", "dx"))
+    rows = []
     for index in range(num_lesions):
         lesion = make_lesion(seed=seed, index=index)
         for view in range(lesion.num_images):
             group = f"phantom_{index:05d}"
             path = root / f"{group}_{view}.png"
-            writer.writerow((path.name, lesion.label, group, lesion.dx))
+            rows.append((path.name, lesion.label, group, lesion.dx))
             if not path.exists():
                 picture = draw_lesion(seed=seed, index=index, view=view, size=size)
                 content = io.BytesIO()
                 Image.fromarray(picture).save(content, "PNG", compress_level=3)
                 write_atomically(path, content.getvalue())
-    write_text(labels, table.getvalue())
+    write_table(labels, ("path", "label", "group", "dx"), rows)
 
 
 def read_phantom(directory: str | os.PathLike[str]) -> list[Record]:

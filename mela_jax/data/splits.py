@@ -6,9 +6,7 @@ streams nor the order of the records has a say, so a seed means one split everyw
 """
 
 import collections
-import csv
 import hashlib
-import io
 import itertools
 import math
 import os
@@ -16,10 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from mela_jax.atomic import write_text
 from mela_jax.data.records import Record
 from mela_jax.errors import UserError
-from mela_jax.tables import read_table
+from mela_jax.tables import read_table, write_table
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("image_id", "lesion_id", "label", "split")
@@ -101,12 +98,11 @@ def write_splits(
     Raises:
       UserError: the disk is full or the folder cannot be written to.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for r in sorted(records, key=lambda r: r.image_id):
-        writer.writerow((r.image_id, r.lesion_id, r.label, splits[r.image_id]))
-    write_text(path, text.getvalue())
+    rows = (
+        (r.image_id, r.lesion_id, r.label, splits[r.image_id])
+        for r in sorted(records, key=lambda r: r.image_id)
+    )
+    write_table(path, COLUMNS, rows)
 
 
 def read_splits(path: str | os.PathLike[str]) -> dict[str, tuple[str, str]]:

@@ -1,8 +1,6 @@
 """The scores of one model on one split: checked once, then trusted everywhere."""
 
 import contextlib
-import csv
-import io
 import itertools
 import os
 from collections import Counter
@@ -12,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from mela_jax.atomic import write_text
 from mela_jax.data.records import (
     join_groups,
     read_details,
@@ -29,7 +26,7 @@ from mela_jax.evaluation.classes import (
     pool_classes,
     restore_classes,
 )
-from mela_jax.tables import Table, read_table
+from mela_jax.tables import Table, read_table, write_table
 from mela_jax.vocabulary import (
     DETAILS,
     GROUPINGS,
@@ -201,11 +198,7 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions) ->
         columns["dx"] = [classes.names[k] for k in classes.truth]
         for name, scores in zip(classes.names, classes.score.T, strict=True):
             columns[PREFIX + name] = scores.tolist()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    write_text(path, text.getvalue())
+    write_table(path, columns, zip(*columns.values(), strict=True))
 
 
 def read_predictions(path: str | os.PathLike[str]) -> Predictions:
