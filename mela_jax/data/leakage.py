@@ -296,13 +296,11 @@ def _read_groups(root: Path, pictures: Sequence[str]) -> list[Groups]:
             if row is None:
                 continue
             for name, cells in columns.items():
-                # The group of a user's own table is a lesion, or better a patient.
-                kind = "patient" if name == "patient_id" else "lesion"
                 cell = cells[row]
-                if cell and groups.setdefault(kind, cell) != cell:
+                if cell and groups.setdefault(name, cell) != cell:
                     raise UserError(
-                        f"{table.place(row)}: {picture} is of {kind} {cell}, elsewhere"
-                        f" of {groups[kind]}"
+                        f"{table.place(row)}: {picture} is of {name} {cell}, elsewhere"
+                        f" of {groups[name]}"
                     )
     if unused and not used:
         raise UserError(
@@ -311,7 +309,12 @@ def _read_groups(root: Path, pictures: Sequence[str]) -> list[Groups]:
         )
     for line in unused:
         print(f"not used: {line}", file=sys.stderr)
-    return [frozenset(groups.items()) for groups in found]
+    # The group of a user's own table is a lesion, or better a patient.
+    kinds = dict.fromkeys(GROUPINGS, "lesion") | {"patient_id": "patient"}
+    return [
+        frozenset((kinds[name], cell) for name, cell in groups.items())
+        for groups in found
+    ]
 
 
 class Splits:

@@ -106,6 +106,18 @@ def test_a_table_in_the_folder_of_the_pictures_is_read(
     assert (status, found["shared_lesions"], found["without_lesion_id"]) == (1, 1, 0)
 
 
+def test_lesions_and_groups_stand_side_by_side(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        table = folder / "metadata.csv"
+        header, *rows = table.read_text().splitlines()
+        lines = [f"{header},group", *(f"{row},{folder.name}" for row in rows)]
+        table.write_text("\n".join(lines))
+    assert summary(folders)[0] == CLEAN
+    table.write_text(table.read_text().replace(",second\n", ",first\n"))
+    status, found = summary(folders)
+    assert (status, found["shared_lesions"]) == (LEAKS, 1)
+
+
 def test_a_shared_patient_is_a_leak_too(folders: tuple[Path, Path]) -> None:
     for folder in folders:
         table = folder / "metadata.csv"
