@@ -6,8 +6,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from jax.nn import relu6
 
-from mela_jax.models.families import efficientnet_lite
+from mela_jax.models.families import efficientnet
 
 
 def make_runs(
@@ -55,6 +56,8 @@ def create_keras_model(name: str, size: int) -> keras.Model:
         applications = {
             "mobilenet_v3_small": keras.applications.MobileNetV3Small,
             "mobilenet_v3_large": keras.applications.MobileNetV3Large,
+            "mobilenet_v2": keras.applications.MobileNetV2,
+            "efficientnet_b0": keras.applications.EfficientNetB0,
             "resnet50": keras.applications.ResNet50,
         }
         body = applications[name](
@@ -107,8 +110,9 @@ def _efficientnet_lite0(size: int) -> keras.Model:
 
     image = layers.Input((size, size, 3))
     x = layers.Rescaling(1 / 128.0, -127.0 / 128.0)(image)
-    x = layers.ReLU(6.0)(conv(x, efficientnet_lite.STEM_FILTERS, 3, 2))
-    for block in efficientnet_lite.scale_blocks(width=1.0, depth=1.0):
+    x = layers.ReLU(6.0)(conv(x, efficientnet.STEM_FILTERS, 3, 2))
+    stages = efficientnet.scale_blocks(width=1, depth=1, lite=True, activation=relu6)
+    for block in sum(stages, ()):
         inputs = x
         if block.expansion > 1:
             x = layers.ReLU(6.0)(conv(x, x.shape[-1] * block.expansion))
@@ -118,5 +122,5 @@ def _efficientnet_lite0(size: int) -> keras.Model:
         x = conv(layers.ReLU(6.0)(norm(x)), block.filters)
         if block.strides == 1 and inputs.shape[-1] == block.filters:
             x = layers.Add()([x, inputs])
-    x = layers.ReLU(6.0)(conv(x, efficientnet_lite.TOP_FILTERS))
+    x = layers.ReLU(6.0)(conv(x, efficientnet.TOP_FILTERS))
     return keras.Model(image, layers.GlobalAveragePooling2D()(x))

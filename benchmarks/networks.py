@@ -20,7 +20,9 @@ SIDES = ("mela_jax", "keras", "keras_jit")
 NETWORKS = (
     "mobilenet_v3_small",
     "mobilenet_v3_large",
+    "mobilenet_v2",
     "efficientnet_lite0",
+    "efficientnet_b0",
     "resnet50",
 )
 NUMBERS = {**harness.STEP, "turns": (2, "of each side")}

@@ -32,7 +32,7 @@ CHOICES = {
     "evaluation.calibration": ("platt", "temperature", "none"),
     "labels": ("melanoma", "ham7", "diagnoses"),
     "distill.average": ("probabilities", "logits"),
-    "*.pool": ("avg", "max"),
+    "*.pool": ("avg", "max", "flatten"),
     "*.class_weights": ("none", "balanced", "balanced_batch"),
     "*.sampler": ("shuffled", "balanced"),
     "*.select_by": (
@@ -188,7 +188,8 @@ def _stage(model: str) -> ConfigDict:
     s.model = model
     # "random", "imagenet", or a file of weights (.h5, .weights.h5, .npz).
     s.init = "imagenet"
-    # Head: global pooling -> [hidden layer] -> dropout -> logit.
+    # Head: pooling over the whole map ("avg", "max"), or every place of it a feature
+    # ("flatten") -> [hidden layer] -> dropout -> logit.
     s.pool = "avg"
     # Units of the hidden layer. 0: none, the light head.
     s.hidden = 0
@@ -283,6 +284,15 @@ def validate(config: ConfigDict) -> None:
     for patterns, (is_valid, what) in _RANGES.items():
         for pattern in patterns.split():
             _require(config, pattern, is_valid, what)
+    for stage in ("teacher", "student"):
+        network = MODELS[config[stage].model]
+        if not network.takes(config.image_size):
+            multiple = network.multiple_of
+            raise UserError(
+                f"config.image_size={config.image_size}: {config[stage].model} takes"
+                f" {network.smallest} or more pixels"
+                + (f", multiples of {multiple}" if multiple > 1 else "")
+            )
     for kind in config.distill.weights:
         _require(config, f"distill.weights.{kind}", _at_least(0), "0 or more")
     folds = config.data.num_folds

@@ -40,9 +40,9 @@ def make_train_step(
 
     What is minimised is the weighted sum of the terms, by the parameters of the network
     and of the terms' auxiliary modules; the teachers' variables are handed to the step.
-    Dropout masks come of the seed and the step's number. Gradients and metrics are
-    averaged over the mesh axis `axis_name`. With `fake_quantize` the network feels the
-    rounding of an int8 file.
+    Dropout masks and skipped blocks come of the seed and the step's number. Gradients
+    and metrics are averaged over the mesh axis `axis_name`. With `fake_quantize` the
+    network feels the rounding of an int8 file.
 
     The batch holds "image" float32[b, S, S, 3] in [0, 255], V views of an image after
     each other, and "label" int32[b / V], this device's rows. The metrics are float32[],
@@ -65,6 +65,7 @@ def make_train_step(
                 batch["image"],
                 train=True,
                 mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
                 method=Classifier.extract,
             )
 

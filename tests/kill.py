@@ -130,6 +130,8 @@ def main() -> None:
             f"--study={study}",
             f"--workdir={workdir}",
             "--heartbeat=1",
+            # A run whose workers were lost several times counts as failed.
+            "--retry_failed",
         )
 
     def start_export(output: Path) -> Running:

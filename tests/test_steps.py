@@ -18,6 +18,8 @@ from mela_jax.distill.logits import tempered_kl
 from mela_jax.distill.teachers import Teacher, Teachers
 from mela_jax.distill.terms import Term
 from mela_jax.models.convolution import plain_convolutions
+from mela_jax.models.families.plain import Layer, PlainNet
+from mela_jax.models.head import Classifier, Head
 from mela_jax.models.outputs import LAST_MAP, Outputs
 from mela_jax.models.zoo import create_model
 from mela_jax.state import Variables, create_state
@@ -176,6 +178,20 @@ def test_batch_statistics_are_those_of_the_whole_batch():
         for tree in (updates["batch_stats"], share["batch_stats"])
     )
     assert np.abs(ours - others).max() > 1e-3
+
+
+def test_a_network_without_batch_statistics_learns():
+    mesh = mesh_of(2)
+    body = PlainNet((Layer(4, 2),), lambda image: image / 255.0, norm=False)
+    student = Classifier(body=body, head=Head(batch_axis_name=AXIS))
+    state, train_step = tiny.make_run(mesh, student, tiny.hard_terms(), Teachers())
+    assert set(state.variables) == {"params"}
+    losses = []
+    for _ in range(20):
+        batch = parallel.shard_batch(mesh, tiny.batch(0))
+        state, metrics = train_step(state, (), batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
 
 
 # Distillation

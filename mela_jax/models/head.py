@@ -7,11 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mela_jax.models.dropout import keep_mask
 from mela_jax.models.eight_bits import Int8
 from mela_jax.models.outputs import LAST_MAP, Outputs
 
-Pool = Literal["avg", "max"]
-_POOLS: Mapping[str, Callable[..., jax.Array]] = {"avg": jnp.mean, "max": jnp.max}
+Pool = Literal["avg", "max", "flatten"]
+POOLS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "avg": lambda x: jnp.mean(x, axis=(1, 2)),
+    "max": lambda x: jnp.max(x, axis=(1, 2)),
+    "flatten": lambda x: x.reshape(x.shape[0], -1),
+}
 
 
 class Head(nn.Module):
@@ -22,7 +27,8 @@ class Head(nn.Module):
 
     Attributes:
       num_logits: K, the number of logits.
-      pool: "avg" or "max", over the whole height and width.
+      pool: "avg" or "max", over the whole height and width, or "flatten": every place
+        of the map a feature, which fixes the image's size.
       hidden: width of an optional Dense + hard-swish layer before the logits;
         0 for none, which is the light head.
       dropout: probability, in [0, 1), that a feature is zeroed in training.
@@ -44,12 +50,12 @@ class Head(nn.Module):
         In training the dropout mask is drawn from the rng named "dropout".
         """
         x = feature_map.astype(jnp.float32)
-        features = _POOLS[self.pool](x, axis=(1, 2))
+        features = POOLS[self.pool](x)
         if self.hidden:
             features = jax.nn.hard_swish(nn.Dense(self.hidden, name="hidden")(features))
         dropped = features
         if train and self.dropout:
-            keep = _keep_mask(
+            keep = keep_mask(
                 self.make_rng("dropout"),
                 features.shape,
                 1.0 - self.dropout,
@@ -57,21 +63,6 @@ class Head(nn.Module):
             )
             dropped = jnp.where(keep, features / (1.0 - self.dropout), 0.0)
         return nn.Dense(self.num_logits, name="logits")(dropped), features
-
-
-def _keep_mask(
-    key: jax.Array, shape: tuple[int, ...], keep: float, batch_axis_name: str | None
-) -> jax.Array:
-    """Draw a dropout mask, bool[B, F], whose rows depend on their place in the batch.
-
-    `nn.Dropout` would draw from one key a device, and so the masks, and the loss,
-    would depend on the number of devices.
-    """
-    rows = jnp.arange(shape[0])
-    if batch_axis_name is not None:
-        rows = jax.lax.axis_index(batch_axis_name) * shape[0] + rows
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
-    return jax.vmap(lambda k: jax.random.bernoulli(k, keep, shape[1:]))(keys)
 
 
 class Classifier(nn.Module):

@@ -5,14 +5,16 @@ which `eight_bits` knows the parts of a network.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from mela_jax.models import convolution
+from mela_jax.models.dropout import drop_rows
 from mela_jax.models.eight_bits import Fused, Rounding
 from mela_jax.models.head import Head
 from mela_jax.models.normalization import BatchNorm
@@ -60,41 +62,93 @@ def norm_layer(module: Any, *, train: bool, **options: Any) -> Callable[..., Bat
     )
 
 
+def layer_norm(dtype: Any, *, name: str) -> nn.LayerNorm:
+    """Return a layer normalisation over the channels that is exact in float32."""
+    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+
+
+# Means and standard deviations of ImageNet's channels, of images in [0, 1].
+_MEANS = (0.485, 0.456, 0.406)
+_DEVIATIONS = (0.229, 0.224, 0.225)
+# Means of the blue, green and red channel, of images in [0, 255].
+_BGR_MEANS = (103.939, 116.779, 123.68)
+
+
+def scale_to_unit(image: jax.Array) -> jax.Array:
+    """Map RGB in [0, 255] to [0, 1]."""
+    return image / 255.0
+
+
+def scale_to_one(image: jax.Array) -> jax.Array:
+    """Map RGB in [0, 255] to [-1, 1]."""
+    return image / 127.5 - 1.0
+
+
+def scale_to_imagenet(image: jax.Array) -> jax.Array:
+    """Map RGB in [0, 255] to mean 0 and deviation 1 over ImageNet."""
+    means, deviations = (jnp.asarray(v, jnp.float32) for v in (_MEANS, _DEVIATIONS))
+    return (image / 255.0 - means) / deviations
+
+
+def scale_to_caffe(image: jax.Array) -> jax.Array:
+    """Map RGB in [0, 255] to BGR less the means over ImageNet."""
+    return image[..., ::-1] - jnp.asarray(_BGR_MEANS, jnp.float32)
+
+
 def round_filters(filters: float) -> int:
     """Round a channel count to a multiple of 8, at most 10 % down."""
     rounded = max(8, int(filters + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * filters else rounded
 
 
+class Squeeze(NamedTuple):
+    """A kind of squeeze-and-excitation.
+
+    Attributes:
+      width: of the block's input channels and of the gated ones, the channels between.
+      activation: of the first convolution.
+      gate: of the second.
+    """
+
+    width: Callable[[int, int], int]
+    activation: ArrayFn
+    gate: ArrayFn
+
+
 class SqueezeExcite(nn.Module):
     """Scale each channel by a gate computed from all channels' means.
 
-    Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018 (arXiv:1709.01507), with
-    the gate relu6(x + 3) / 6 of MobileNetV3.
+    Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018 (arXiv:1709.01507).
+    `width` is that of the layer between.
     """
 
+    kind: Squeeze
+    width: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return [B, h, w, C] gated."""
-        filters = x.shape[-1]
         gate = jnp.mean(x.astype(jnp.float32), axis=(1, 2), keepdims=True)
         conv = functools.partial(Conv, use_bias=True, dtype=self.dtype)
-        gate = jax.nn.relu(conv(round_filters(filters * 0.25), name="reduce")(gate))
-        gate = jax.nn.hard_sigmoid(conv(filters, name="expand")(gate))
-        return x * gate
+        gate = self.kind.activation(conv(self.width, name="reduce")(gate))
+        return x * self.kind.gate(conv(x.shape[-1], name="expand")(gate))
 
 
 class Block(NamedTuple):
-    """One inverted residual block: its input's channels times `expansion`, rounded."""
+    """One inverted residual block: its input's channels times `expansion`, rounded.
+
+    In training an image skips what the block would add to it with the probability
+    `drop`: stochastic depth, Huang et al. 2016 (arXiv:1603.09382).
+    """
 
     expansion: float
     filters: int
     kernel_size: int
     strides: int
     activation: ArrayFn
-    squeeze_excite: bool = False
+    squeeze_excite: Squeeze | None = None
+    drop: float = 0.0
 
 
 class InvertedResidual(nn.Module):
@@ -127,11 +181,16 @@ class InvertedResidual(nn.Module):
             name="depthwise",
         )(x)
         x = block.activation(norm(name="depthwise_bn")(x))
-        if block.squeeze_excite:
-            x = SqueezeExcite(dtype, name="squeeze_excite")(x)
+        if kind := block.squeeze_excite:
+            width = kind.width(inputs.shape[-1], x.shape[-1])
+            x = SqueezeExcite(kind, width, dtype, name="squeeze_excite")(x)
         x = Conv(block.filters, dtype=dtype, name="project_conv")(x)
         x = norm(name="project_bn")(x)
         if block.strides == 1 and inputs.shape[-1] == block.filters:
+            if train and block.drop:
+                x = drop_rows(
+                    x, self.make_rng("dropout"), block.drop, axis=self.bn_axis_name
+                )
             x = x + inputs
         return x
 
@@ -140,8 +199,11 @@ class InvertedResidualNet(nn.Module):
     """A body: 3x3 stem, inverted residuals, 1x1 top to a map at 1/32 of the size.
 
     `normalise` maps float32 RGB in [0, 255] to what the stem takes; `activation` is
-    that of stem and top. Parameters and statistics stay float32 whatever `dtype`; the
-    batch's statistics are averaged over the mapped axis `bn_axis_name`, if any.
+    that of stem and top; `attention` has modules (`models.attention`) for what the
+    blocks of these numbers return; `gate` makes one for the last map, which is
+    multiplied by it and joined by the map "attention" [B, h, w, 1]. Parameters and
+    statistics stay float32 whatever `dtype`; the batch's statistics are averaged over
+    the mapped axis `bn_axis_name`, if any.
     """
 
     blocks: tuple[Block, ...]
@@ -149,6 +211,8 @@ class InvertedResidualNet(nn.Module):
     activation: ArrayFn
     stem_filters: int
     top_filters: int
+    attention: Mapping[int, tuple[Callable[..., nn.Module], ...]] = FrozenDict()
+    gate: Callable[..., nn.Module] | None = None
     dtype: Any = jnp.float32
     bn_axis_name: str | None = None
 
@@ -169,12 +233,20 @@ class InvertedResidualNet(nn.Module):
             x = InvertedResidual(
                 block, self.dtype, self.bn_axis_name, name=f"block_{index:02d}"
             )(x, train=train)
+            for number, make in enumerate(self.attention.get(index, ())):
+                name = f"attention_{index:02d}_{number}"
+                x = make(dtype=self.dtype, name=name)(x)
             stride *= block.strides
             if stride > 2:
                 maps[f"stride_{stride}"] = x
         x = Conv(self.top_filters, dtype=self.dtype, name="top_conv")(x)
-        maps[LAST_MAP] = self.activation(norm(name="top_bn")(x))
-        return maps
+        x = self.activation(norm(name="top_bn")(x))
+        if self.gate is not None:
+            maps["attention"] = self.gate(dtype=self.dtype, name="gate")(x)
+            x = x * maps["attention"]
+        # Of a stride of 32 too.
+        del maps[f"stride_{stride}"]
+        return {**maps, LAST_MAP: x}
 
 
 def _is_fused(activation: ArrayFn) -> bool:
@@ -194,7 +266,9 @@ def _enters_rounded(module: nn.Module) -> bool:
 def _fused_after(module: nn.Module) -> Fused:
     around: Any = module.parent
     if isinstance(around, SqueezeExcite):
-        return "relu" if module.name == "reduce" else "hard_sigmoid"
+        if module.name == "reduce":
+            return "relu" if _is_fused(around.kind.activation) else None
+        return "hard_sigmoid" if around.kind.gate is jax.nn.hard_sigmoid else None
     if module.name == "project_bn":
         return None
     if isinstance(around, InvertedResidual):

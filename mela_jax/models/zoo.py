@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mela_jax.errors import UserError
 from mela_jax.models import families
-from mela_jax.models.head import Classifier, Head, Pool
+from mela_jax.models.head import POOLS, Classifier, Head, Pool
 from mela_jax.models.registry import Network
 
 
@@ -52,8 +52,10 @@ def create_model(
     """
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
-    if pool not in ("avg", "max"):
-        raise UserError(f"unknown pooling {pool!r} of {name}: choose avg or max")
+    if pool not in POOLS:
+        raise UserError(
+            f"unknown pooling {pool!r} of {name}: choose one of {', '.join(POOLS)}"
+        )
     if hidden < 0:
         raise UserError(f"hidden={hidden} of {name}: give a width, or 0 for none")
     if not 0.0 <= dropout < 1.0:

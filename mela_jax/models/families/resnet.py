@@ -1,4 +1,4 @@
-"""ResNet50, number for number that of keras.applications.
+"""ResNet50 and ResNet101, number for number that of keras.applications.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016
 (arXiv:1512.03385). As in Keras: a bottleneck's stride is on its first 1x1
@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from mela_jax.models.convolution import max_pool
-from mela_jax.models.layers import Conv, norm_layer
+from mela_jax.models.layers import Conv, norm_layer, scale_to_caffe
+from mela_jax.models.outputs import LAST_MAP
 from mela_jax.models.registry import KerasLayer, KerasWeights, Network
 
 BN_EPSILON = 1.001e-5
-BGR_MEANS = (103.939, 116.779, 123.68)
-# Blocks and channels of each stage.
-STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))
+# Channels of the stages.
+FILTERS = (64, 128, 256, 512)
 
 
 class Bottleneck(nn.Module):
@@ -53,16 +53,20 @@ class Bottleneck(nn.Module):
         return jax.nn.relu(x + shortcut)
 
 
-class ResNet50(nn.Module):
-    """The body: image to a feature map of 2048 channels at 1/32 of the size."""
+class ResNet(nn.Module):
+    """The body: image to a feature map of 2048 channels at 1/32 of the size.
 
+    `depths` are the numbers of blocks of the four stages.
+    """
+
+    depths: tuple[int, ...]
     dtype: Any = jnp.float32
     bn_axis_name: str | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """Map float RGB [B, H, W, 3] in [0, 255] to a map of each stage's end."""
-        x = image.astype(jnp.float32)[..., ::-1] - jnp.asarray(BGR_MEANS, jnp.float32)
+        x = scale_to_caffe(image.astype(jnp.float32))
         x = Conv(
             64,
             kernel_size=(7, 7),
@@ -77,26 +81,26 @@ class ResNet50(nn.Module):
         # Keras pads with zeros, max_pool with -inf; after a ReLU that is the same.
         x = max_pool(jax.nn.relu(x), window=3, strides=2, padding=1)
         maps = {}
-        for stage, (num_blocks, filters) in enumerate(STAGES):
+        for stage, num_blocks in enumerate(self.depths):
             for block in range(num_blocks):
                 x = Bottleneck(
-                    filters,
+                    FILTERS[stage],
                     strides=2 if stage > 0 and block == 0 else 1,
                     project=block == 0,
                     dtype=self.dtype,
                     bn_axis_name=self.bn_axis_name,
                     name=f"stage_{stage + 1}_block_{block + 1}",
                 )(x, train=train)
-            maps[f"stride_{4 * 2**stage}"] = x
+            maps[f"stride_{4 * 2**stage}" if stage < 3 else LAST_MAP] = x
         return maps
 
 
-def _keras_layers() -> Iterator[KerasLayer]:
-    """Yield the layers with weights of Keras's ResNet50, in Keras's order."""
+def _keras_layers(depths: tuple[int, ...]) -> Iterator[KerasLayer]:
+    """Yield the layers with weights of a Keras ResNet, in Keras's order."""
     kinds = {"conv": "conv2d", "bn": "batch_normalization"}
     for part, kind in kinds.items():
         yield KerasLayer(f"conv1_{part}", kind, (f"stem_{part}",))
-    for stage, (num_blocks, _) in enumerate(STAGES, start=1):
+    for stage, num_blocks in enumerate(depths, start=1):
         for block in range(1, num_blocks + 1):
             # Keras orders layers by depth, not by creation: the projection comes
             # beside the last convolution, and both convolutions before both norms.
@@ -111,13 +115,26 @@ def _keras_layers() -> Iterator[KerasLayer]:
                 yield KerasLayer(name, kinds[part], path)
 
 
-NETWORKS = {
-    "resnet50": Network(
-        ResNet50,
+def _network(*depths: int, file: str, digest: str) -> Network:
+    return Network(
+        functools.partial(ResNet, depths),
         weights=KerasWeights(
-            tuple(_keras_layers()),
-            path="resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-            md5="4d473c1dd8becc155b73f8504c6f6626",
+            tuple(_keras_layers(depths)),
+            f"tensorflow/keras-applications/resnet/{file}_notop.h5",
+            digest,
         ),
     )
+
+
+NETWORKS = {
+    "resnet50": _network(
+        *(3, 4, 6, 3),
+        file="resnet50_weights_tf_dim_ordering_tf_kernels",
+        digest="4d473c1dd8becc155b73f8504c6f6626",
+    ),
+    "resnet101": _network(
+        *(3, 4, 23, 3),
+        file="resnet101_weights_tf_dim_ordering_tf_kernels",
+        digest="88cf7a10940856eca736dc7b7e228a21",
+    ),
 }
