@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +15,31 @@ from export import conversion, quantize
 from mela_jax.models import eight_bits, fake_quant
 from mela_jax.models.zoo import create_model
 
-SIZE = 32
+# The last map is not of a single place, over which pooling would be nothing.
+SIZE = 64
+# Of the methods that these students are from.
+POOLS = {"dsnet": "flatten", "three_block": "max"}
 
 
 @pytest.fixture(
     scope="module",
-    params=["mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_lite0"],
+    params=[
+        "mobilenet_v3_small",
+        "mobilenet_v3_small_relu6",
+        "mobilenet_v3_small_relu6_no_se",
+        "mobilenet_v3_large",
+        "mobilenet_v3_large_gate",
+        "mobilenet_v2",
+        "efficientnet_lite0",
+        "efficientnet_b0",
+        "efficientnet_b0_hard",
+        "dsnet",
+        "three_block",
+        "tiny_student",
+    ],
 )
 def network(request):
-    return create_model(request.param)
+    return create_model(request.param, pool=POOLS.get(request.param, "avg"))
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +48,20 @@ def shapes(network):
     return jax.eval_shape(lambda: network.init(jax.random.key(0), image, train=False))
 
 
+def draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw a kernel that keeps the size of what it is given, or positive numbers."""
+    if name == "kernel":
+        fan_in = math.prod(shape[:-1])
+        return rng.normal(0, fan_in**-0.5, shape).astype(np.float32)
+    return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def tensors(network, shapes) -> list:
     """Return the int8 tensors of the file, the constants with their content."""
     rng = np.random.default_rng(1)
-    # Positive, as variances have to be.
-    variables = jax.tree.map(
-        lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), shapes
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, x: draw(rng, path[-1].key, x.shape), shapes
     )
     image = rng.integers(0, 256, (1, SIZE, SIZE, 3), np.uint8)
     content = conversion.convert(
@@ -45,7 +69,7 @@ def tensors(network, shapes) -> list:
         variables,
         image_size=SIZE,
         input_dtype="float32",
-        activation_map=True,
+        activation_map=network.head.pool == "avg",
         calibration=(0.8, -0.3),
     )
     ranges = quantize.calibrate(content, image)
@@ -53,11 +77,23 @@ def tensors(network, shapes) -> list:
     model = flatbuffer_utils.read_model_from_bytearray(
         quantize.quantize_int8(content, ranges, recipe)
     )
+    graph = model.subgraphs[0]
+    # What is pooled is the same numbers before and after: training rounds it after.
+    pooled = {
+        int(operator.inputs[0])
+        for operator in graph.operators
+        if code_of(model, operator) == schema.BuiltinOperator.MAX_POOL_2D
+    }
     return [
         (tuple(int(side) for side in t.shape), model.buffers[t.buffer].data)
-        for t in model.subgraphs[0].tensors
-        if t.type == schema.TensorType.INT8
+        for index, t in enumerate(graph.tensors)
+        if t.type == schema.TensorType.INT8 and index not in pooled
     ]
+
+
+def code_of(model: Any, operator: Any) -> int:
+    """Return the built-in code of an operator."""
+    return model.operatorCodes[operator.opcodeIndex].builtinCode
 
 
 @pytest.fixture

@@ -166,7 +166,7 @@ def _network(
             ignored=frozenset({"conv_2", "logits"} | (gates - names)),
             new_parts=("gate",),
         ),
-        int8=Int8(_narrow_depthwise(blocks), ROUNDING),
+        int8=Int8((*_narrow_depthwise(blocks), "body/gate"), ROUNDING),
     )
 
 
