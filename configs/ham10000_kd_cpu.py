@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     c.teacher.batch_size = 32
     c.teacher.learning_rate = 5e-4
     c.teacher.ema_decay = 0.99
-    c.student.init = "random"
+    c.student.init = "../shared/weights/mobilenet_v3_small_imagenet.weights.h5"
     c.student.epochs = 16
     c.student.batch_size = 32
     c.student.learning_rate = 2e-3

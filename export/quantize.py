@@ -18,7 +18,7 @@ from litert_quantizer import calibrator, qtyping, quantizer, recipe_manager
 from litert_quantizer.algorithm_manager import AlgorithmName
 from litert_quantizer.utils import qsv_utils
 
-from mela_jax.models.eight_bits import float_parts
+from mela_jax.models.eight_bits import DYNAMIC, float_parts
 from mela_jax.tflite import INPUT, SIGNATURE
 
 Operation = qtyping.TFLOperationName
@@ -54,7 +54,6 @@ _FLOAT_LAYERS = (
 _MORE_FLOAT_LAYERS = (
     r".*block_01.*",
     r".*block_02.*",
-    r".*squeeze_excite.*",
     r".*top_.*",
 )
 
@@ -158,6 +157,7 @@ def _int8_rules(float_layers: tuple[str, ...]) -> recipe_manager.RecipeManager:
     )
     for operation in _FLOAT_OPERATIONS:
         _keep_float(rules, ".*", operation)
+    rules.add_dynamic_config(rf".*{DYNAMIC}.*", Operation.CONV_2D, num_bits=8)
     for pattern in float_layers:
         _keep_float(rules, pattern, Operation.ALL_SUPPORTED)
     return rules

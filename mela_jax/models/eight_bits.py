@@ -5,7 +5,7 @@ The one description for `export.quantize`, which makes such files, and for
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 
@@ -14,7 +14,10 @@ import flax.linen as nn
 # values to place a threshold on.
 _EVERYWHERE = ("body/stem_", "body/block_00", "head")
 
-Fused = Literal["relu", "hard_sigmoid"] | None
+# Convolutions inside modules of this name have 8-bit weights, and round what enters
+# them over the range of the one image: the means of channels that they take reach so
+# far for some images that one range for all would leave the others a few values.
+DYNAMIC = "squeeze_excite"
 
 
 class Rounding(NamedTuple):
@@ -24,14 +27,13 @@ class Rounding(NamedTuple):
       enters: whether what enters a module is rounded although the module is no
         convolution: the addition at the end of a block, the gate after a ReLU, and the
         head where the last map comes from a ReLU.
-      fused_after: the activation that is part of the convolution which a module ends
+      relu_after: whether a ReLU or ReLU6 is part of the convolution which a module ends
         (its batch norm, or the convolution itself where it has a bias), so that the
-        rounding comes after it: "relu" stands for ReLU6 too; None is a float
-        operation, an addition or nothing.
+        rounding comes after it.
     """
 
     enters: Callable[[nn.Module], bool]
-    fused_after: Callable[[nn.Module], Fused]
+    relu_after: Callable[[nn.Module], bool]
 
 
 class Int8(NamedTuple):

@@ -10,9 +10,9 @@ passes as if it were not (the straight-through estimator). No variables are adde
   rounding the folded kernel are the same thing, whatever the statistics.
 - **Activations**: asymmetric, one scale per tensor, over the range of the batch, as the
   export calibrates by the smallest and largest value. Where these are, the network's
-  `eight_bits.Rounding` tells: a ReLU and the two ends of a squeeze-and-excite gate are
-  part of the convolution before them, hard-swish is one float operation between two
-  rounded tensors. What `eight_bits.float_parts` names is left alone.
+  `eight_bits.Rounding` tells: a ReLU is part of the convolution before it, hard-swish
+  is one float operation between two rounded tensors. What `eight_bits.float_parts`
+  names is left alone, and of the gates of `eight_bits.DYNAMIC` all but the weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mela_jax.models.eight_bits import float_parts
+from mela_jax.models.eight_bits import DYNAMIC, float_parts
 from mela_jax.models.head import Head
 from mela_jax.models.normalization import BatchNorm
 
@@ -72,7 +72,8 @@ def make_fake_quantized(network: nn.Module) -> Callable[..., Any]:
         context: nn.module.InterceptorContext,
     ) -> Any:
         module = context.module
-        if context.method_name != "__call__":
+        gates = isinstance(module, nn.Conv) and DYNAMIC in module.path
+        if context.method_name != "__call__" or gates:
             return method(*args, **kwargs)
         is_float = "/".join(module.path).startswith(kept)
         # The head computes in float; what enters it is the body's.
@@ -80,16 +81,10 @@ def make_fake_quantized(network: nn.Module) -> Callable[..., Any]:
         if enters and (isinstance(module, nn.Conv) or rounding.enters(module)):
             args = (fake_quantize_activations(args[0]), *args[1:])
         result = method(*args, **kwargs)
-        if is_float or not _ends_convolution(module):
+        # What a ReLU lets through is rounded where it enters another convolution, or a
+        # module of which `Rounding.enters` tells.
+        if is_float or not _ends_convolution(module) or rounding.relu_after(module):
             return result
-        fused = rounding.fused_after(module)
-        if fused == "relu":
-            # What the ReLU lets through is rounded where it enters another convolution,
-            # or a module of which `Rounding.enters` tells.
-            return result
-        if fused == "hard_sigmoid":
-            # relu6(x + 3) is part of the convolution.
-            return fake_quantize_activations(jax.nn.relu6(result + 3.0)) - 3.0
         return fake_quantize_activations(result)
 
     def apply(variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ from flax.core import FrozenDict
 
 from mela_jax.models import convolution
 from mela_jax.models.dropout import drop_rows
-from mela_jax.models.eight_bits import Fused, Rounding
+from mela_jax.models.eight_bits import Rounding
 from mela_jax.models.head import Head
 from mela_jax.models.normalization import BatchNorm
 from mela_jax.models.outputs import LAST_MAP
@@ -263,17 +263,13 @@ def _enters_rounded(module: nn.Module) -> bool:
     return isinstance(module, InvertedResidual)
 
 
-def _fused_after(module: nn.Module) -> Fused:
+def _relu_after(module: nn.Module) -> bool:
     around: Any = module.parent
-    if isinstance(around, SqueezeExcite):
-        if module.name == "reduce":
-            return "relu" if _is_fused(around.kind.activation) else None
-        return "hard_sigmoid" if around.kind.gate is jax.nn.hard_sigmoid else None
     if module.name == "project_bn":
-        return None
+        return False
     if isinstance(around, InvertedResidual):
         around = around.block
-    return "relu" if _is_fused(around.activation) else None
+    return _is_fused(around.activation)
 
 
-ROUNDING = Rounding(_enters_rounded, _fused_after)
+ROUNDING = Rounding(_enters_rounded, _relu_after)

@@ -87,7 +87,7 @@ class PlainNet(nn.Module):
 
 # Every convolution ends in its ReLU, and enters the next one rounded.
 ROUNDING = Rounding(
-    enters=lambda module: isinstance(module, Head), fused_after=lambda module: "relu"
+    enters=lambda module: isinstance(module, Head), relu_after=lambda module: True
 )
 
 
