@@ -163,13 +163,25 @@ def default() -> ConfigDict:
     # the other way round.
     c.distill.alpha = 0.5
     c.distill.temperature = 2.0
-    # Weights of what is added up; 0: left out. The teacher of the last three is the
+    # Times T^2, which keeps the size of the soft gradient as T grows.
+    c.distill.t_squared = True
+    # Weights of the two parts of "decoupled": the label's class against the others, and
+    # the others among themselves.
+    c.distill.target_weight = 1.0
+    c.distill.others_weight = 8.0
+    # Weights of what is added up; 0: left out. The teacher of all but "logits" is the
     # first; see mela_jax/distill/terms.py.
     c.distill.weights = ConfigDict()
     # (1 - alpha) * hard + alpha * soft.
     c.distill.weights.logits = 1.0
+    # The soft loss in two parts (decoupled distillation), for several classes.
+    c.distill.weights.decoupled = 0.0
     # Mean squared difference of the last maps, the student's through a regressor.
     c.distill.weights.hint = 0.0
+    # Difference of the inner products of their channels, likewise.
+    c.distill.weights.channel = 0.0
+    # Mean squared difference of the gates of networks that have one.
+    c.distill.weights.attention = 0.0
     # Relations between the images of a batch: distances and angles of features.
     c.distill.weights.distance = 0.0
     c.distill.weights.angle = 0.0
@@ -255,6 +267,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     " *.ema_decay *.label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "augment.crop_min_area": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "*.init": (lambda v: v != "", "not empty"),
+    "distill.target_weight distill.others_weight": (_at_least(0), "0 or more"),
     "*.learning_rate *.melanoma_weight distill.temperature": (
         lambda v: v > 0,
         "above 0",

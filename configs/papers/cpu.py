@@ -16,6 +16,7 @@ def shrunk(make: Callable[[], ConfigDict]) -> Callable[[], ConfigDict]:
         c.data.train_size = 96
         c.teacher.model = "efficientnet_lite0"
         c.teacher.init = "../shared/weights/efficientnet_lite0_imagenet.npz"
+        c.student.model = "mobilenet_v3_small"
         c.student.init = "../shared/weights/mobilenet_v3_small_imagenet.weights.h5"
         c.teacher.epochs = 3
         c.teacher.learning_rate = 5e-4

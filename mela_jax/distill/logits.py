@@ -52,6 +52,48 @@ def tempered_kl(
     return temperature**2 * kl
 
 
+def decoupled_kl(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    temperature: float,
+    target_weight: float,
+    others_weight: float,
+) -> jax.Array:
+    """Return the two parts of the tempered KL divergence, weighted, float32[B].
+
+    `target_weight` is that of the divergence between the two distributions over "the
+    label's class or another", `others_weight` that over the other classes alone, which
+    plain distillation weighs by what the teacher leaves them; both times T^2. Zhao et
+    al., "Decoupled Knowledge Distillation", CVPR 2022 (arXiv:2203.08679).
+
+    Args:
+      student_logits: float[B, K], K > 1.
+      teacher_logits: float[B, K], into which no gradient flows.
+      labels: int[B].
+      temperature: T > 0.
+      target_weight: alpha in the paper, there 1.
+      others_weight: beta in the paper, there 1 to 8.
+    """
+    is_label = jax.nn.one_hot(labels, student_logits.shape[1], dtype=bool)
+    z_s = jnp.asarray(student_logits, jnp.float32) / temperature
+    z_t = jax.lax.stop_gradient(jnp.asarray(teacher_logits, jnp.float32)) / temperature
+
+    def odds(z: jax.Array) -> jax.Array:
+        of_label = jnp.sum(jnp.where(is_label, z, 0.0), axis=1)
+        return of_label - jax.nn.logsumexp(z, axis=1, where=~is_label)
+
+    # tempered_kl of a Bernoulli's log-odds, already divided by the temperature.
+    target = tempered_kl(odds(z_s)[:, None], odds(z_t)[:, None], temperature=1.0)
+    log_q, log_p = (
+        jax.nn.log_softmax(jnp.where(is_label, -jnp.inf, z)) for z in (z_s, z_t)
+    )
+    difference = jnp.where(is_label, 0.0, log_p) - jnp.where(is_label, 0.0, log_q)
+    others = jnp.sum(jnp.exp(log_p) * difference, axis=1)
+    return temperature**2 * (target_weight * target + others_weight * others)
+
+
 def average_teachers(
     logits: Sequence[jax.Array],
     *,

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from mela_jax.distill.hints import Regressor, hint_loss
-from mela_jax.distill.logits import average_teachers, tempered_kl
+from mela_jax.distill.logits import average_teachers, decoupled_kl, tempered_kl
+from mela_jax.distill.maps import attention_loss, channel_loss
 from mela_jax.distill.relations import angle_loss, distance_loss
 from mela_jax.errors import UserError
 from mela_jax.losses import LabelLoss
@@ -102,8 +103,43 @@ def make_soft_term(
     return Term("soft", weight, loss, needs=frozenset({"logits"}))
 
 
-def make_hint_term(shapes: Seen, *, weight: float) -> Term:
-    """Return the term of imitating the first teacher's last map (FitNet).
+def make_decoupled_term(shapes: Seen, distill: Any, *, weight: float) -> Term:
+    """Return the term of the first teacher's logits in two parts, on all views.
+
+    Raises:
+      UserError: one logit, which leaves no other classes to tell apart.
+    """
+    if shapes.student.logits.shape[1] == 1:
+        raise UserError(
+            "config.distill.weights.decoupled tells the other classes apart, and there"
+            " is one logit; take config.labels=ham7 or diagnoses"
+        )
+
+    def loss(seen: Seen, _: Apply) -> jax.Array:
+        ours, theirs = seen.student.logits, seen.teachers[0].logits
+        labels = jnp.repeat(seen.batch["label"], len(ours) // len(seen.batch["label"]))
+        return decoupled_kl(
+            ours,
+            theirs,
+            labels,
+            temperature=distill.temperature,
+            target_weight=distill.target_weight,
+            others_weight=distill.others_weight,
+        )
+
+    return Term("decoupled", weight, loss, needs=frozenset({"logits"}))
+
+
+def _make_map_term(
+    name: str,
+    loss: Callable[..., jax.Array],
+    shapes: Seen,
+    distill: Any,
+    *,
+    weight: float,
+    whole_batch: bool = False,
+) -> Term:
+    """Return a term that compares the last maps, the student's through a regressor.
 
     Raises:
       UserError: the two maps differ in height or width.
@@ -113,23 +149,50 @@ def make_hint_term(shapes: Seen, *, weight: float) -> Term:
     )
     if ours[1:3] != theirs[1:3]:
         raise UserError(
-            "config.distill.weights.hint compares the last maps, but the student's has"
-            f" {ours[1]} x {ours[2]} pixels and the teacher's {theirs[1]} x"
+            f"config.distill.weights.{name} compares the last maps, but the student's"
+            f" has {ours[1]} x {ours[2]} pixels and the teacher's {theirs[1]} x"
             f" {theirs[2]}; choose another config.image_size or another network"
         )
     return Term(
-        "hint",
+        name,
         weight,
-        lambda seen, apply: hint_loss(
+        lambda seen, apply: loss(
             apply(seen.student.maps[LAST_MAP]), seen.teachers[0].maps[LAST_MAP]
         ),
         needs=frozenset({LAST_MAP}),
         aux=Regressor(theirs[3], bn_axis_name=BATCH_AXIS),
+        whole_batch=whole_batch,
+    )
+
+
+def make_attention_term(shapes: Seen, distill: Any, *, weight: float) -> Term:
+    """Return the term of looking where the first teacher's gate looks (MAG-KD).
+
+    Raises:
+      UserError: the student has no gate.
+    """
+    if "attention" not in shapes.student.maps:
+        raise UserError(
+            "config.distill.weights.attention compares the gates of two networks, and"
+            " the student has none; take mobilenet_v3_large_gate, or set it to 0"
+        )
+    return Term(
+        "attention",
+        weight,
+        lambda seen, _: attention_loss(
+            seen.student.maps["attention"], seen.teachers[0].maps["attention"]
+        ),
+        needs=frozenset({"attention"}),
     )
 
 
 def _make_relation_term(
-    name: str, loss: Callable[..., jax.Array], shapes: Seen, *, weight: float
+    name: str,
+    loss: Callable[..., jax.Array],
+    shapes: Seen,
+    distill: Any,
+    *,
+    weight: float,
 ) -> Term:
     # The shapes are not looked at: features of any two widths can be compared.
     return Term(
@@ -141,10 +204,14 @@ def _make_relation_term(
     )
 
 
-# Weight in config.distill.weights -> what makes the term of the shapes of what it will
-# see. "logits" is not here: it is the weight of labels and soft targets together.
+# Weight in config.distill.weights -> what makes the term, of the shapes of what it will
+# see and config.distill. "logits" is not here: it is the weight of labels and soft
+# targets together.
 KINDS: Mapping[str, Callable[..., Term]] = {
-    "hint": make_hint_term,
+    "decoupled": make_decoupled_term,
+    "hint": partial(_make_map_term, "hint", hint_loss),
+    "channel": partial(_make_map_term, "channel", channel_loss, whole_batch=True),
+    "attention": make_attention_term,
     "distance": partial(_make_relation_term, "distance", distance_loss),
     "angle": partial(_make_relation_term, "angle", angle_loss),
 }
@@ -171,8 +238,9 @@ def make_terms(
     if not num_teachers:
         return (make_hard_term(hard),)
     weights = distill.weights
+    squared = 1.0 if distill.t_squared else distill.temperature**2
     soft = make_soft_term(
-        weight=weights.logits * distill.alpha,
+        weight=weights.logits * distill.alpha / squared,
         temperature=distill.temperature,
         teacher_weights=tuple(distill.teacher_weights)
         or (1.0 / num_teachers,) * num_teachers,
@@ -181,7 +249,11 @@ def make_terms(
     terms = (
         make_hard_term(hard, weight=weights.logits * (1.0 - distill.alpha)),
         soft,
-        *(make(shapes, weight=weights[k]) for k, make in KINDS.items() if weights[k]),
+        *(
+            make(shapes, distill, weight=weights[k])
+            for k, make in KINDS.items()
+            if weights[k]
+        ),
     )
     check_needs(terms, shapes.teachers if shapes else ())
     return terms

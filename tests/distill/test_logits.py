@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from scipy.special import expit, rel_entr, softmax
 
-from mela_jax.distill.logits import average_teachers, check_are_logits, tempered_kl
+from mela_jax.distill.logits import (
+    average_teachers,
+    check_are_logits,
+    decoupled_kl,
+    tempered_kl,
+)
 from mela_jax.errors import UserError
 
 TEMPERATURES = [1.0, 2.0, 4.0]
@@ -213,3 +218,62 @@ def test_what_is_no_logits_is_refused(outputs, wanted: str):
 @pytest.mark.parametrize("logits", [[-0.01, 0.3, 0.9], [0.2, 1.01], [-4.0, 5.0]])
 def test_logits_are_accepted_as_soft_targets(logits: list[float]):
     check_are_logits(np.array(logits), source="teacher")
+
+
+# In two parts
+
+
+def decoupled(student, teacher, labels, **weights: float) -> jax.Array:
+    options = {"temperature": 4.0, "target_weight": 1.0, "others_weight": 1.0}
+    return decoupled_kl(student, teacher, labels, **(options | weights))
+
+
+@pytest.fixture
+def logits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(0, 4, (2, 20, 7))
+    return student, teacher, rng.integers(0, 7, 20)
+
+
+def test_the_parts_are_divergences_of_what_they_compare(logits):
+    student, teacher, labels = logits
+    rows = np.arange(20)
+    p, q = softmax(teacher / 4, 1), softmax(student / 4, 1)
+    of_label, ours = p[rows, labels], q[rows, labels]
+    target = rel_entr(of_label, ours) + rel_entr(1 - of_label, 1 - ours)
+    rest = ~np.eye(7, dtype=bool)[labels]
+    p, q = (x[rest].reshape(20, 6) for x in (p, q))
+    p, q = (x / x.sum(1, keepdims=True) for x in (p, q))
+    others = rel_entr(p, q).sum(1)
+    found = decoupled(*logits, target_weight=2.0, others_weight=8.0)
+    np.testing.assert_allclose(found, 16 * (2 * target + 8 * others), rtol=1e-4)
+
+
+def test_the_parts_make_up_the_divergence(logits):
+    student, teacher, labels = logits
+    target = decoupled(*logits, others_weight=0.0)
+    others = decoupled(*logits, target_weight=0.0)
+    left = 1 - softmax(teacher / 4, 1)[np.arange(20), labels]
+    whole = tempered_kl(student, teacher, temperature=4.0)
+    np.testing.assert_allclose(target + left * others, whole, rtol=1e-4)
+
+
+def test_of_two_classes_the_others_are_one_and_say_nothing(logits):
+    student, teacher, labels = logits
+    two = student[:, :2], teacher[:, :2], labels % 2
+    found = decoupled(*two, others_weight=8.0)
+    np.testing.assert_allclose(
+        found, tempered_kl(*two[:2], temperature=4.0), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("size", [1e4, 1e-3])
+def test_the_parts_and_their_gradient_are_finite(logits, size):
+    student, teacher, labels = (size * logits[0], size * logits[1], logits[2])
+    value, gradient = jax.value_and_grad(lambda z: decoupled(z, teacher, labels).sum())(
+        student
+    )
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    by_teacher = jax.grad(lambda z: decoupled(student, z, labels).sum())(teacher)
+    assert not np.any(by_teacher)

@@ -20,11 +20,13 @@ from tests import tiny
 from tests.test_steps import assert_close, mesh_of
 
 AXIS = parallel.BATCH_AXIS
-# The three methods of configs/papers, by their weights.
+# Methods of configs/papers, by their weights.
 METHODS: dict[str, dict[str, float]] = {
     "blkd": {"alpha": 0.5},
     "fitnet": {"alpha": 0.0, "logits": 0.01, "hint": 1.0},
     "rkd": {"alpha": 0.0, "logits": 3.0, "distance": 25.0, "angle": 50.0},
+    "crkd": {"alpha": 0.5, "channel": 1000.0},
+    "decoupled": {"alpha": 0.0, "decoupled": 1.0},
 }
 
 
@@ -268,6 +270,23 @@ def test_maps_of_another_size_are_refused_as_hints():
     )
     with pytest.raises(UserError, match="4 x 4 .* 5 x 5"):
         tiny.distill_terms(shapes._replace(teachers=(wide,)), hint=1.0)
+
+
+def test_gates_of_networks_that_have_none_are_refused():
+    network = tiny.network(axis_name=None)
+    shapes = tiny.shapes_of(network, network)
+    with pytest.raises(UserError, match="the student has none"):
+        tiny.distill_terms(shapes, attention=1.0)
+    gate = jax.ShapeDtypeStruct((1, 4, 4, 1), jnp.float32)
+    with_gate = shapes.student._replace(maps={**shapes.student.maps, "attention": gate})
+    with pytest.raises(UserError, match=r"attention needs\s+attention of its teacher"):
+        tiny.distill_terms(shapes._replace(student=with_gate), attention=1.0)
+
+
+def test_one_logit_has_no_others_to_tell_apart():
+    network = tiny.network(axis_name=None)
+    with pytest.raises(UserError, match="labels=ham7"):
+        tiny.distill_terms(tiny.shapes_of(network, network), decoupled=1.0)
 
 
 def test_a_term_that_no_teacher_can_meet_is_refused_by_its_name():
