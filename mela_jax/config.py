@@ -35,6 +35,7 @@ CHOICES = {
     "*.pool": ("avg", "max", "flatten"),
     "*.class_weights": ("none", "balanced", "balanced_batch"),
     "*.sampler": ("shuffled", "balanced"),
+    "*.schedule": ("cosine", "constant"),
     "*.select_by": (
         "roc_auc",
         "pr_auc",
@@ -206,7 +207,7 @@ def _stage(model: str) -> ConfigDict:
     # Units of the hidden layer. 0: none, the light head.
     s.hidden = 0
     s.dropout = 0.0
-    # Hard loss: "cross_entropy" or "focal".
+    # Hard loss: "cross_entropy", "focal", "ldam", or "focal_ldam", the mean of the two.
     s.loss = "cross_entropy"
     # "balanced": each class weighted by 1 / its training images, the mean over them
     # being 1; "balanced_batch": likewise, divided by the weights in the batch, as
@@ -220,13 +221,21 @@ def _stage(model: str) -> ConfigDict:
     # With labels="melanoma", weight of melanoma in the focal loss, the rest having
     # 1 - focal_alpha. -1: none.
     s.focal_alpha = -1.0
+    # Of "ldam": the rarest class's margin, and what the logits are multiplied by.
+    s.ldam_margin = 0.5
+    s.ldam_scale = 30.0
     # "shuffled": every image once an epoch; "balanced": as many drawn, with
     # replacement, every class as often as any other.
     s.sampler = "shuffled"
     s.epochs = 30
     # Views per step, over all devices.
     s.batch_size = 64
-    # AdamW, cosine schedule after a linear warm-up.
+    # "adamw"; "adam"; "sgd", with a momentum of 0.9; or "adadelta", whose published
+    # form has a learning rate of 1. All but "adamw" add the weight decay to the
+    # gradient, biases and batch norm included, as PyTorch does.
+    s.optimizer = "adamw"
+    # After a linear warm-up: "cosine", which ends at 0, or "constant".
+    s.schedule = "cosine"
     s.learning_rate = 1e-3
     s.warmup_epochs = 1.0
     s.weight_decay = 1e-4
@@ -250,7 +259,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "eval_batch_size log_every_steps cpu_devices *.epochs *.batch_size"
     " student.views_per_image student.qat_epochs": (_at_least(1), "1 or more"),
     "profile_steps data.split_seed student.num_views *.hidden *.weight_decay"
-    " *.clip_norm *.warmup_epochs *.focal_gamma": (_at_least(0), "0 or more"),
+    " *.clip_norm *.warmup_epochs *.focal_gamma *.ldam_margin": (
+        _at_least(0),
+        "0 or more",
+    ),
     "image_size": (_at_least(32), "32 or more pixels"),
     "num_bootstrap": (_at_least(100), "100 or more"),
     "data.phantom_lesions": (_at_least(20), "20 or more"),
@@ -268,7 +280,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "augment.crop_min_area": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "*.init": (lambda v: v != "", "not empty"),
     "distill.target_weight distill.others_weight": (_at_least(0), "0 or more"),
-    "*.learning_rate *.melanoma_weight distill.temperature": (
+    "*.learning_rate *.melanoma_weight *.ldam_scale distill.temperature": (
         lambda v: v > 0,
         "above 0",
     ),
@@ -290,8 +302,14 @@ def validate(config: ConfigDict) -> None:
     from mela_jax.data.load import DATASETS
     from mela_jax.losses import LOSSES
     from mela_jax.models.zoo import MODELS
+    from mela_jax.optim import OPTIMIZERS
 
-    tables = {"data.name": DATASETS, "*.model": MODELS, "*.loss": LOSSES}
+    tables = {
+        "data.name": DATASETS,
+        "*.model": MODELS,
+        "*.loss": LOSSES,
+        "*.optimizer": OPTIMIZERS,
+    }
     for pattern, choices in (CHOICES | tables).items():
         _require(config, pattern, choices.__contains__, f"one of {tuple(choices)}")
     for patterns, (is_valid, what) in _RANGES.items():

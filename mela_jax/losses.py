@@ -85,6 +85,46 @@ def focal(
     return _weighted(loss, labels, weights)
 
 
+def ldam(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    counts: Sequence[int],
+    margin: float,
+    scale: float,
+    weights: Weights = None,
+) -> jax.Array:
+    """Return the cross-entropy of logits from which the label's has a margin to gain.
+
+    The cross-entropy of `scale` times the logits, less the label's margin: m_c in
+    proportion to n_c^(-1/4), the largest being `margin`. Cao et al., "Learning
+    Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019
+    (arXiv:1906.07413).
+
+    Args:
+      logits: float[B, K].
+      labels: int[B].
+      counts: n_c > 0, the training images of each of the C classes.
+      margin: 0 or more.
+      scale: above 0.
+      weights: of the classes.
+
+    >>> z, y = jnp.array([[0.0, 0.0]]), jnp.array([1])
+    >>> round(float(ldam(z, y, counts=(16, 1), margin=0.5, scale=30.0)[0]), 4)
+    15.0
+    """
+    logits, labels = _checked(logits, labels)
+    if logits.shape[1] == 1:
+        logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=1)
+    shares = np.asarray(counts, np.float64) ** -0.25
+    margins = jnp.asarray(margin * shares / shares.max(), jnp.float32)
+    is_label = jax.nn.one_hot(labels, logits.shape[1])
+    loss = optax.softmax_cross_entropy_with_integer_labels(
+        scale * (logits - is_label * margins), labels
+    )
+    return _weighted(loss, labels, weights)
+
+
 def _checked(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     if jnp.ndim(logits) != 2 or jnp.shape(logits)[:1] != jnp.shape(labels):
         # Broadcasting [B] against [B, 1] would average over B * B pairs in silence.
@@ -99,12 +139,24 @@ def _weighted(loss: jax.Array, labels: jax.Array, weights: Weights) -> jax.Array
     return loss * jnp.asarray(weights, jnp.float32)[labels] if weights else loss
 
 
-# Name in the configuration -> (config.teacher or config.student, weights) -> the loss.
-LOSSES: Mapping[str, Callable[..., HardLoss]] = {
-    "cross_entropy": lambda s, **weights: partial(
-        cross_entropy, smoothing=s.label_smoothing, **weights
+def _focal_and_ldam(s: Any, counts: Sequence[int], weights: Weights) -> HardLoss:
+    # The margins are for rare classes: there weights would count twice.
+    one = LOSSES["focal"](s, counts, weights)
+    other = LOSSES["ldam"](s, counts, None)
+    return lambda logits, labels: 0.5 * (one(logits, labels) + other(logits, labels))
+
+
+# Name in the configuration -> (config.teacher or config.student, the training images of
+# each class, weights) -> the loss.
+LOSSES: Mapping[str, Callable[[Any, Sequence[int], Weights], HardLoss]] = {
+    "cross_entropy": lambda s, _, weights: partial(
+        cross_entropy, smoothing=s.label_smoothing, weights=weights
     ),
-    "focal": lambda s, **weights: partial(focal, gamma=s.focal_gamma, **weights),
+    "focal": lambda s, _, weights: partial(focal, gamma=s.focal_gamma, weights=weights),
+    "ldam": lambda s, counts, weights: partial(
+        ldam, counts=counts, margin=s.ldam_margin, scale=s.ldam_scale, weights=weights
+    ),
+    "focal_ldam": _focal_and_ldam,
 }
 
 
@@ -175,5 +227,11 @@ def make_hard_loss(
     )
     if s.focal_alpha != -1:
         weights = (1.0 - s.focal_alpha, s.focal_alpha)
-    rows = LOSSES[s.loss](s, weights=weights)
+    if "ldam" in s.loss and not counts.all():
+        raise UserError(
+            f"loss={s.loss}: {np.count_nonzero(counts == 0)} of the {len(counts)}"
+            " classes have no training image, and so no margin; take another loss, or"
+            " config.labels=diagnoses"
+        )
+    rows = LOSSES[s.loss](s, tuple(counts.tolist()), weights)
     return LabelLoss(rows, weights, s.class_weights == "balanced_batch")

@@ -93,6 +93,8 @@ def fit(
         warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
+        optimizer=settings.optimizer,
+        schedule=settings.schedule,
     )
 
     def make_step(*, fake_quantize: bool) -> steps.TrainStep:

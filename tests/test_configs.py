@@ -23,7 +23,8 @@ def test_an_experiment_is_valid(file):
 
 
 def test_a_method_on_a_cpu_differs_from_the_published_one_in_size_alone():
-    for name in ("blkd", "fitnet", "rkd"):
+    methods = ("blkd", "fitnet", "rkd", "crkd", "dkd", "decoupled", "kd_lesions")
+    for name in methods:
         small, full = (
             runpy.run_path(str(REPOSITORY / "configs/papers" / f"{file}.py"))
             for file in (f"{name}_cpu", name)

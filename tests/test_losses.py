@@ -8,7 +8,7 @@ import pytest
 from scipy.special import log_expit, log_softmax
 from sklearn.utils.class_weight import compute_class_weight
 
-from mela_jax import losses
+from mela_jax import config, losses
 from mela_jax.errors import UserError
 from tests import tiny
 
@@ -32,6 +32,9 @@ EVERY_LOSS = {
     "focal, gamma 2": lambda z, y, w: losses.focal(z, y, gamma=2.0),
     "focal, gamma 4, weighted": lambda z, y, w: losses.focal(
         z, y, gamma=4.0, weights=w
+    ),
+    "margins": lambda z, y, w: losses.ldam(
+        z, y, counts=range(1, len(w) + 1), margin=0.5, scale=2.0, weights=w
     ),
 }
 
@@ -111,7 +114,44 @@ def test_losses_by_hand():
         assert float(found[0]) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["smoothed", "focal, gamma 4, weighted"])
+def test_margins_by_hand():
+    zeros, rare = jnp.zeros((1, 2)), jnp.array([1])
+
+    def loss(margin: float, scale: float) -> float:
+        options = {"counts": (16, 1), "margin": margin, "scale": scale}
+        return float(losses.ldam(zeros, rare, **options)[0])
+
+    assert loss(0.5, 30.0) == pytest.approx(15.0, abs=1e-5)
+    assert loss(0.8, 10.0) == pytest.approx(8.000335, abs=1e-5)
+    common = losses.ldam(zeros, jnp.array([0]), counts=(16, 1), margin=0.5, scale=1.0)
+    assert float(common[0]) == pytest.approx(np.log1p(np.exp(0.25)), rel=1e-6)
+
+
+@pytest.mark.parametrize("classes", CASES)
+def test_without_a_margin_it_is_the_cross_entropy(classes: int):
+    z, y, w = CASES[classes]
+    found = losses.ldam(z, y, counts=range(1, len(w) + 1), margin=0.0, scale=1.0)
+    np.testing.assert_allclose(found, losses.cross_entropy(z, y), rtol=1e-5, atol=1e-6)
+
+
+def test_margins_need_an_image_of_every_class():
+    settings = config.default().student
+    settings.update({"loss": "ldam"})
+    with pytest.raises(UserError, match="1 of the 3 classes have no training image"):
+        losses.make_hard_loss(settings, counts=np.array([3, 0, 2]), melanoma=0)
+
+
+def test_focal_and_margins_are_averaged():
+    settings = config.default().student
+    settings.update({"loss": "focal_ldam"})
+    z, y, _ = CASES[7]
+    loss = losses.make_hard_loss(settings, counts=HAM_COUNTS, melanoma=4)
+    one = losses.focal(z, y, gamma=2.0)
+    other = losses.ldam(z, y, counts=HAM_COUNTS, margin=0.5, scale=30.0)
+    np.testing.assert_allclose(loss(z, y), (one + other) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["smoothed", "focal, gamma 4, weighted", "margins"])
 def test_one_logit_is_two_classes_of_which_one_has_the_logit_0(name: str):
     z, y, w = CASES[1]
     pair = np.hstack([np.zeros_like(z), z])

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import optax
 import pytest
@@ -67,3 +68,47 @@ def test_gradient_is_clipped_by_its_global_norm(clip_norm: float, scale: float |
     moment = optax.tree_utils.tree_get(state, "mu")
     for leaf in jax.tree.leaves(moment):
         np.testing.assert_allclose(leaf, (1 - 0.9) * 3.0 * scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_a_constant_rate_stays_after_its_warm_up(warmup: int):
+    schedule = optim.make_schedule(
+        learning_rate=0.4, total_steps=20, warmup_steps=warmup, kind="constant"
+    )
+    for step in range(20):
+        expected = 0.4 * min(1.0, step / warmup) if warmup else 0.4
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-7)
+
+
+# What Keras and the published methods call them, with no warm-up and a constant rate.
+KERAS = {
+    "adam": lambda: keras.optimizers.Adam(0.1, epsilon=1e-8),
+    "adadelta": lambda: keras.optimizers.Adadelta(0.1, rho=0.95, epsilon=1e-7),
+    "sgd": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_optimizers_take_the_steps_of_keras(name: str):
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(3, 4)).astype(np.float32)
+    variable = keras.Variable(start)
+    theirs = KERAS[name]()
+    ours = optim.make_optimizer(
+        learning_rate=0.1,
+        total_steps=10,
+        warmup_steps=0,
+        weight_decay=0.5,
+        clip_norm=0.0,
+        optimizer=name,
+        schedule="constant",
+    )
+    params = {"bias": jnp.asarray(start)}
+    state = ours.init(params)
+    for _ in range(4):
+        gradient = rng.normal(size=start.shape).astype(np.float32)
+        # Weight decay is a part of the gradient, of biases too.
+        theirs.apply([gradient + 0.5 * np.asarray(variable)], [variable])
+        updates, state = ours.update({"bias": jnp.asarray(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params["bias"], variable, rtol=1e-4, atol=1e-6)

@@ -5,8 +5,14 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 
-def shrunk(make: Callable[[], ConfigDict]) -> Callable[[], ConfigDict]:
-    """Return a get_config at 64 px, with a teacher that a CPU can train."""
+def shrunk(
+    make: Callable[[], ConfigDict], *, own_student: bool = False
+) -> Callable[[], ConfigDict]:
+    """Return a get_config at 64 px, with a teacher that a CPU can train.
+
+    All methods have the same student, which starts from ImageNet weights, except where
+    `own_student` keeps that of the method.
+    """
 
     def get_config() -> ConfigDict:
         c = make()
@@ -16,12 +22,13 @@ def shrunk(make: Callable[[], ConfigDict]) -> Callable[[], ConfigDict]:
         c.data.train_size = 96
         c.teacher.model = "efficientnet_lite0"
         c.teacher.init = "../shared/weights/efficientnet_lite0_imagenet.npz"
-        c.student.model = "mobilenet_v3_small"
-        c.student.init = "../shared/weights/mobilenet_v3_small_imagenet.weights.h5"
+        if not own_student:
+            weights = "../shared/weights/mobilenet_v3_small_imagenet.weights.h5"
+            c.student.model, c.student.init = "mobilenet_v3_small", weights
+            c.student.learning_rate = 2e-3
         c.teacher.epochs = 3
         c.teacher.learning_rate = 5e-4
         c.student.epochs = 8
-        c.student.learning_rate = 2e-3
         for stage in (c.teacher, c.student):
             stage.batch_size = 64
             stage.ema_decay = 0.99

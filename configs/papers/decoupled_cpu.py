@@ -1,6 +1,6 @@
 """`decoupled.py` on 2 cores: HAM10000 at 200x150, 64 px, EfficientNet-Lite0 teaches.
 
-python -m mela_jax.main --config=configs/papers/decoupled_cpu.py --workdir=runs/parts_cpu
+python -m mela_jax.main --config=configs/papers/decoupled_cpu.py --workdir=runs/parts
 
 Not run to the end yet.
 """
