@@ -1,5 +1,7 @@
 """Quantized files: what they are calibrated with and what stays float in them."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +103,25 @@ def test_an_int8_file_with_a_dead_squeeze_runs_and_answers_as_the_float_one():
         PhoneModel(each, source="test").score(images)[0] for each in (rounded, content)
     )
     assert np.abs(ours - theirs).max() < 0.2 * max(np.abs(theirs).max(), 1e-3)
+
+
+def test_a_gate_is_not_rounded_over_the_range_of_other_images(exported):
+    """One image whose means reach far must not cost all the others their values."""
+    network = create_model("mobilenet_v3_small")
+    content = (exported / "student_float32.tflite").read_bytes()
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    ranges = dict(quantize.calibrate(content, images))
+    recipe = quantize.int8_recipes(network)["int8"]
+    file = quantize.quantize_int8(content, ranges, recipe)
+
+    def stretch(pattern: str) -> bytes:
+        names = [name for name in ranges if re.search(pattern, name)]
+        assert names
+        wide = {k: {e: 50 * v for e, v in ranges[k].items()} for k in names}
+        return quantize.quantize_int8(content, ranges | wide, recipe)
+
+    assert stretch(r"squeeze_excite/(reduce|expand)") == file
+    assert stretch("block_04/expand_conv") != file
 
 
 def test_int8_is_one_piece_with_its_ends_in_float(exported):
