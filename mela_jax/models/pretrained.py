@@ -109,7 +109,9 @@ def load_pretrained(
 def _weights_of(name: str) -> KerasWeights | StateDict:
     weights = MODELS[name].weights
     if weights is None:
-        raise UserError(f"there are no pretrained weights for {name}: init='random'")
+        raise UserError(
+            f"there are no pretrained weights for {name}: give init='random'"
+        )
     return weights
 
 

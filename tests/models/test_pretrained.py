@@ -245,3 +245,9 @@ def test_imagenet_download_is_verified_and_kept(
     check_small(load_pretrained(SMALL, blank[SMALL], init="imagenet"), network)
     assert len(fetched) == 2
     assert fetched[0].endswith(f"/{entry.weights.path}")
+
+
+@pytest.mark.parametrize("init", ["imagenet", "weights.h5"])
+def test_a_network_of_which_there_are_no_weights_says_so(init):
+    blank = {"dsnet": blank_variables(create_model("dsnet"))}
+    refused("dsnet", blank, init, "dsnet", "init='random'")
