@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mela_jax.errors import UserError
-from mela_jax.models import pretrained
+from mela_jax.models import weight_files
 from mela_jax.models.pretrained import load_pretrained
 from mela_jax.models.zoo import MODELS, create_model
 from tests.models.networks import blank_variables
@@ -204,7 +204,7 @@ def test_npz_that_does_not_fit(blank, tmp_path):
 
 
 def test_a_file_that_unpacks_to_too_much(blank, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "MAX_BYTES", 1000)
+    monkeypatch.setattr(weight_files, "MAX_BYTES", 1000)
     refused(SMALL, blank, weights, "more than 1000 bytes")
     np.savez_compressed(tmp_path / "zeros.npz", zeros=np.zeros(1000))
     refused(LITE, blank, tmp_path / "zeros.npz", "more than 1000 bytes")
