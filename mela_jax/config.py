@@ -12,7 +12,7 @@ import operator
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -433,6 +433,27 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for name in sorted(old.keys() | new.keys())
     }
     return [f"{name}: {a!r} -> {b!r}" for name, (a, b) in pairs.items() if a != b]
+
+
+def field_below_a_value(words: Sequence[str]) -> str | None:
+    """Say in one line which word of a command line takes a value for a section.
+
+    None where none does. ml_collections would say what Python says of such a value.
+    """
+    for word in words:
+        found = re.match(r"--?config\.([\w.]+)", word)
+        names = found[1].split(".") if found else []
+        fields: Any = default().to_dict()
+        for depth, name in enumerate(names):
+            if not isinstance(fields, dict):
+                value, below = ".".join(names[:depth]), ".".join(names[depth:])
+                fields = ", ".join(flatten(default().to_dict()))
+                return (
+                    f"--config: {value!r} is a value and has no field {below!r}; the"
+                    f" fields are: {fields}"
+                )
+            fields = fields.get(name, {})
+    return None
 
 
 def unknown_field(error: AttributeError | KeyError) -> str:

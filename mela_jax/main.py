@@ -9,6 +9,7 @@ from ml_collections import ConfigDict, config_flags
 from mela_jax.command import guarded, prepare_process
 from mela_jax.config import (
     expand_user,
+    field_below_a_value,
     find_file,
     list_fields,
     mistake_in_file,
@@ -67,6 +68,8 @@ def _with_paths(argv: list[str]) -> list[str]:
 
 def _parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     """Return the configuration and the workdir, or raise UserError."""
+    if mistake := field_below_a_value(argv):
+        raise UserError(mistake)
     try:
         stray = flags.FLAGS(_with_paths(argv))[1:]
         config = _CONFIG.value

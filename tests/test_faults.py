@@ -66,7 +66,12 @@ FIELDS = "the fields are:"
             "--config.students.epochs=3",
             ["'students' (did you mean 'student'?)", FIELDS],
         ),
-        ("--config.student.optimizer.beta=0.9", ["'optimizer'", FIELDS]),
+        (
+            "--config.student.optimizer.beta=0.9",
+            ["'student.optimizer' is a value", "'beta'", FIELDS],
+        ),
+        ("--config.student.epochs.last=9", ["'student.epochs' is a value", FIELDS]),
+        ("--config.student.momentum.beta=0.9", ["no field 'momentum'", FIELDS]),
         ("--config.student.epochs=many", ["student.epochs", "many", "int"]),
         ("--config.baseline=perhaps", ["baseline", "perhaps"]),
         ("--workdri=runs/x", ["workdri"]),
