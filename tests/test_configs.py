@@ -5,6 +5,7 @@ import runpy
 import pytest
 
 from mela_jax import config
+from mela_jax.errors import UserError
 from tests.job import REPOSITORY
 
 FILES = [
@@ -33,3 +34,19 @@ def test_a_method_on_a_cpu_differs_from_the_published_one_in_size_alone():
         assert small.distill == full.distill
         assert (small.image_size, small.cpu_devices) == (64, 2)
         assert full.image_size == 224
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "said"),
+    [
+        ("vit_b16", 100, "vit_b16 takes 16 or more pixels, multiples of 16"),
+        ("inception_v3", 64, "inception_v3 takes 75 or more pixels"),
+    ],
+)
+def test_a_size_that_a_network_cannot_see_is_refused(model, size, said):
+    experiment = config.default()
+    experiment.update({"image_size": size, "teacher": {"model": model}})
+    with pytest.raises(UserError, match=said):
+        config.validate(experiment)
+    experiment.image_size = 224
+    config.validate(experiment)
