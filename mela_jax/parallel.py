@@ -54,6 +54,10 @@ def set_up(*, cpu_devices: int, distributed: bool, compilation_cache: Path) -> N
             for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         )
         jax.distributed.initialize(num_processes=number, process_id=process_id)
+        # In their first collective processes wait 30 s for each other. Let it be here,
+        # where they have just met, and not behind compilations, of which one may take
+        # that much longer than the other.
+        wait_for_all("set up")
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"--distributed: cannot join the other processes ({error}); set"
