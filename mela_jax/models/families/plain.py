@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mela_jax.models.convolution import max_pool
 from mela_jax.models.eight_bits import Int8, Rounding
 from mela_jax.models.head import Head
 from mela_jax.models.layers import (
@@ -79,7 +80,7 @@ class PlainNet(nn.Module):
             if stride > 2:
                 maps[f"stride_{stride}"] = x
             if layer.pool:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = max_pool(x, window=2, strides=2, padding=0)
                 stride *= 2
         maps.pop(f"stride_{stride}", None)
         return {**maps, LAST_MAP: x}
