@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
 from mela_jax.models.cost import count_flops, count_params
 from mela_jax.models.zoo import MODELS, create_model
+from mela_jax.saved_models import initial_variables
 
 STUDENTS = (
     "mobilenet_v3_small",
@@ -71,10 +71,7 @@ def main() -> None:
 def size_of(name: str) -> tuple[int, int]:
     """Return the numbers that a body holds, and the operations for one image."""
     model = create_model(name)
-    image = jax.ShapeDtypeStruct((1, TABLE_SIZE, TABLE_SIZE, 3), jnp.float32)
-    variables: Any = jax.eval_shape(
-        lambda key, x: model.init(key, x, train=False), jax.random.key(0), image
-    )
+    variables: Any = jax.eval_shape(lambda: initial_variables(model, TABLE_SIZE, 0))
     flops = count_flops(model, variables, image_size=TABLE_SIZE)
     return count_params(variables) - count_params(variables["params"]["head"]), flops
 
@@ -105,10 +102,7 @@ def row(name: str, *, size: int, runs: int) -> str:
 def draw_variables(model: Any, size: int) -> Any:
     """Draw kernels that keep the size of what they are given; the rest is neutral."""
     rng = np.random.default_rng(0)
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    shapes = jax.eval_shape(
-        lambda key, x: model.init(key, x, train=False), jax.random.key(0), image
-    )
+    shapes = jax.eval_shape(lambda: initial_variables(model, size, 0))
 
     def draw(path: Any, leaf: Any) -> np.ndarray:
         if path[-1].key != "kernel":

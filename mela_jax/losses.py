@@ -76,9 +76,7 @@ def focal(
     if logits.shape[1] == 1:
         odds = jnp.where(labels == 1, logits[:, 0], -logits[:, 0])
     else:
-        is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
-        of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-        odds = of_label - jax.nn.logsumexp(logits, axis=1, where=~is_label)
+        odds = label_log_odds(logits, labels)
     # log(1 - p) = -softplus(odds): neither logarithm overflows, and no power is taken
     # of something rounded to 0. optax has 1 - p in float32, off where p is near 1.
     loss = jnp.exp(-gamma * jax.nn.softplus(odds)) * jax.nn.softplus(-odds)
@@ -123,6 +121,13 @@ def ldam(
         scale * (logits - is_label * margins), labels
     )
     return _weighted(loss, labels, weights)
+
+
+def label_log_odds(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the log-odds of the label's class, float[B], of float[B, K] with K > 1."""
+    is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
+    of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return of_label - jax.nn.logsumexp(logits, axis=1, where=~is_label)
 
 
 def _checked(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from mela_jax.errors import UserError
+from mela_jax.losses import label_log_odds
 
 
 def tempered_kl(
@@ -80,12 +81,9 @@ def decoupled_kl(
     z_s = jnp.asarray(student_logits, jnp.float32) / temperature
     z_t = jax.lax.stop_gradient(jnp.asarray(teacher_logits, jnp.float32)) / temperature
 
-    def odds(z: jax.Array) -> jax.Array:
-        of_label = jnp.sum(jnp.where(is_label, z, 0.0), axis=1)
-        return of_label - jax.nn.logsumexp(z, axis=1, where=~is_label)
-
     # tempered_kl of a Bernoulli's log-odds, already divided by the temperature.
-    target = tempered_kl(odds(z_s)[:, None], odds(z_t)[:, None], temperature=1.0)
+    odds_s, odds_t = (label_log_odds(z, labels)[:, None] for z in (z_s, z_t))
+    target = tempered_kl(odds_s, odds_t, temperature=1.0)
     log_q, log_p = (
         jax.nn.log_softmax(jnp.where(is_label, -jnp.inf, z)) for z in (z_s, z_t)
     )

@@ -11,14 +11,13 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
+from benchmarks.network_table import POOLS
 from export import conversion, quantize
 from mela_jax.models import eight_bits, fake_quant
 from mela_jax.models.zoo import create_model
 
 # The last map is not of a single place, over which pooling would be nothing.
 SIZE = 64
-# Of the methods that these students are from.
-POOLS = {"dsnet": "flatten", "three_block": "max"}
 
 
 @pytest.fixture(
