@@ -1,7 +1,7 @@
 """The whole job on made-up lesions, in minutes: see that everything works.
 
-Run it with `make quickstart`: 3 min 32 s on 2 cores after installation, the first
-compilation included. On the made-up test set it saw ROC-AUC 0.827 (teacher) and 0.793
+Run it with `make quickstart`: 3 min 57 s on 2 busy cores, installation and first
+compilation included. On the made-up test set it saw ROC-AUC 0.827 (teacher) and 0.791
 (student).
 """
 
